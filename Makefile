@@ -1,0 +1,34 @@
+# Every target sets up what it needs in .venv; a machine needs Python 3.11 or newer, pip and make.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: demo test sweep check model clean
+
+demo: .venv/cpu  ## score this project's seed pairs with the model in the package
+	$(BIN)/segue score tests/seeds.tsv
+
+test: .venv/test  ## everything but the long sweeps
+	$(BIN)/pytest -m "not long"
+
+sweep: .venv/test  ## the long sweeps alone
+	$(BIN)/pytest -m long
+
+check: .venv/dev  ## format, lint, types of the public face
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	mkdir -p build/typing && ln -sfn ../../engine build/typing/segue
+	MYPYPATH=build/typing $(BIN)/mypy --package segue
+
+model: .venv/test  ## train and export the default model again, from corpora fetched by package clients
+	$(BIN)/python -m segue.export.default_model
+
+clean:
+	rm -rf .venv build
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/cpu .venv/test .venv/dev: pyproject.toml constraints.txt | .venv/bin/python
+	$(INSTALL) --editable ".[$(@F)]"
+	touch $@

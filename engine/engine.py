@@ -1,0 +1,327 @@
+"""The engine: load a model, score pairs."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segue.batching import pack, plan
+from segue.bundle import MANIFEST, Manifest, read_bundle
+from segue.errors import BundleError, InputError, SegueError
+from segue.executors import Executor, execute, open_executor
+from segue.head import check_output, positive_column, probabilities, scores
+from segue.report import Explanation, Info
+from segue.text import Encoded, PairEncoder
+from segue.threads import available_threads
+from segue.windows import windows
+
+__all__ = ["DEFAULT_MODEL", "Engine"]
+
+DEFAULT_MODEL = Path(__file__).parent / "models" / "nsp-minilm"
+_MAX_BATCH_TOKENS = (
+    4096  # tokens; larger batches leave the cache, smaller ones leave the matrix products short
+)
+_GRID_SLACK = 2  # attention on ONNX Runtime may compute this many times the batch's tokens, padding included
+
+_logger = logging.getLogger("segue")
+
+
+class Engine:
+    """A BERT that scores sentence pairs. Safe to share between threads; not usable after a fork.
+
+    Pickles as the arguments it was loaded with, and is a context manager that closes itself.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        manifest: Manifest,
+        executor: Executor,
+        max_batch_tokens: int,
+        arguments: dict[str, Any],
+    ) -> None:
+        """Put the parts together; `Engine.load` is the way to get one."""
+        self._manifest, self._executor, self._arguments = manifest, executor, arguments
+        self._encoder = PairEncoder(path / "tokenizer.json", manifest.max_tokens)
+        self._max_batch_tokens = max_batch_tokens
+        self._path = path
+        self._process = os.getpid()
+        self._closed = False
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str] | None = None,
+        *,
+        device: str = "auto",
+        executor: str = "auto",
+        precision: str | None = None,
+        batch_invariant: bool = True,
+        threads: int | None = None,
+        max_batch_tokens: int | None = None,
+    ) -> Engine:
+        """Load a bundle, a Hugging Face BERT checkpoint folder, or the NSP model that ships with segue.
+
+        Args:
+            path: a folder; None for the model in the package. A checkpoint is exported once and cached,
+                which needs the extra `export`.
+            device: "auto", "cpu", "cuda" or "cuda:N". "auto" takes a GPU where one works.
+            executor: "auto", "onnxruntime" or "triton".
+            precision: of the arithmetic: "float32", "float16", "bfloat16"; None: the executor's best.
+            batch_invariant: keep a pair's score the same in any batch (to 2e-6 on a CPU).
+            threads: on the CPU; None: as many as affinity and control group grant.
+            max_batch_tokens: tokens run at once; None: what suits the executor.
+
+        Raises:
+            InputError: an option has no such value.
+            BundleError: the folder is no bundle or checkpoint that this version runs exactly.
+            ExecutorUnavailable: what was asked for by name cannot be had here.
+        """
+        arguments = {
+            "device": device,
+            "executor": executor,
+            "precision": precision,
+            "batch_invariant": batch_invariant,
+            "threads": threads,
+            "max_batch_tokens": max_batch_tokens,
+        }
+        if not isinstance(batch_invariant, bool):
+            raise InputError(f"batch_invariant: expected True or False, got {batch_invariant!r}")
+        threads = _positive("threads", threads, available_threads())
+        max_batch_tokens = _positive("max_batch_tokens", max_batch_tokens, _MAX_BATCH_TOKENS)
+        bundle = _bundle_folder(path)
+        manifest = read_bundle(bundle)
+        if manifest.layout != "packed":
+            raise BundleError(
+                f"{bundle}: the {manifest.layout} layout is for other runtimes; segue runs --layout packed"
+            )
+        opened = open_executor(
+            bundle / "model.onnx", executor=executor, device=device, precision=precision, threads=threads
+        )
+        arguments["path"] = None if path is None else str(Path(path).resolve())
+        return cls(bundle, manifest, opened, max_batch_tokens, arguments)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The labels, in the order of `predict`'s columns."""
+        return self._manifest.head.labels
+
+    @property
+    def info(self) -> Info:
+        """What was loaded, what was chosen, and how it runs."""
+        return Info.of(self._path, self._manifest, self._executor, self._max_batch_tokens)
+
+    def score(
+        self,
+        pairs: Iterable[Sequence[str]],
+        *,
+        output: str = "probability",
+        truncation: str = "longest_first",
+        max_tokens: int | None = None,
+        progress: bool = False,
+    ) -> NDArray[np.float32]:
+        """Return the score of each pair, `[N]`, in the order given: the probability of the positive label.
+
+        Args:
+            pairs: lists, tuples or numpy rows of two strings.
+            output: "probability", or "logit" for what the head gives before softmax or sigmoid.
+            truncation: "longest_first", "only_first", "only_second", or "error" to refuse pairs that are too
+                long.
+            max_tokens: 3 to the model's limit, the default; the three special tokens count.
+            progress: show a bar on stderr.
+
+        Raises:
+            InputError: names the pair, or the option, and what is wrong with it.
+        """
+        column = positive_column(self._manifest.head)
+        values = self.predict(
+            pairs, output=output, truncation=truncation, max_tokens=max_tokens, progress=progress
+        )
+        return np.ascontiguousarray(values[:, column])
+
+    def predict(
+        self,
+        pairs: Iterable[Sequence[str]],
+        *,
+        output: str = "probability",
+        truncation: str = "longest_first",
+        max_tokens: int | None = None,
+        progress: bool = False,
+    ) -> NDArray[np.float32]:
+        """Return a value per label, `[N, C]`; `labels` names the columns. All else as in `score`."""
+        check_output(output)
+        encoded = self._encode(pairs, truncation, max_tokens)
+        _warn_truncated(int(_truncated(encoded).sum()), len(encoded.inverse))
+        return scores(self._logits(encoded, progress), self._manifest.head, output)
+
+    def rank(
+        self, query: str, documents: Iterable[str], top_k: int | None = None, return_documents: bool = False
+    ) -> list[dict[str, Any]]:
+        """Order documents by the score of (query, document), best first; equal scores keep the order given.
+
+        Returns:
+            `{"corpus_id": place in documents, "score": float}`, with "text" where `return_documents` is set.
+            Scores are computed in float64 from the logits, so that those near 1 do not become ties.
+
+        Raises:
+            InputError: names the document, or the option, and what is wrong with it.
+        """
+        column = positive_column(self._manifest.head)
+        if not isinstance(query, str):
+            raise InputError(f"query: expected str, got {type(query).__name__}")
+        if isinstance(documents, (str, bytes, dict)) or not isinstance(documents, Iterable):
+            raise InputError(f"documents: expected an iterable of str, got {type(documents).__name__}")
+        top_k = None if top_k is None else _positive("top_k", top_k, 1)
+        texts = list(documents)
+        for index, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise InputError(f"documents[{index}]: expected str, got {type(text).__name__}")
+        try:
+            encoded = self._encode([(query, text) for text in texts], "longest_first", None)
+        except InputError as error:
+            raise InputError(f"documents[{error.index}]: {error.reason}") from None
+        _warn_truncated(int(_truncated(encoded).sum()), len(encoded.inverse))
+        logits = self._logits(encoded).astype(np.float64)
+        values = probabilities(logits, self._manifest.head)[:, column]
+        best = np.argsort(-values, kind="stable")[:top_k]
+        return [
+            {"corpus_id": int(place), "score": float(values[place])}
+            | ({"text": texts[place]} if return_documents else {})
+            for place in best
+        ]
+
+    def score_iter(
+        self,
+        pairs: Iterable[Sequence[str]],
+        *,
+        output: str = "probability",
+        truncation: str = "longest_first",
+        max_tokens: int | None = None,
+    ) -> Iterator[float]:
+        """Yield the score of each pair, in order, from an iterable of any length, in bounded memory.
+
+        Pairs are read in windows, small ones first. Where a pair is bad or the iterable raises, the scores
+        of all pairs before it are yielded first. Arguments and errors as in `score`.
+        """
+        column = positive_column(self._manifest.head)
+        rows = self.predict_iter(pairs, output=output, truncation=truncation, max_tokens=max_tokens)
+        return (float(row[column]) for row in rows)
+
+    def predict_iter(
+        self,
+        pairs: Iterable[Sequence[str]],
+        *,
+        output: str = "probability",
+        truncation: str = "longest_first",
+        max_tokens: int | None = None,
+    ) -> Iterator[NDArray[np.float32]]:
+        """Yield a value per label, `[C]`, of each pair; as `score_iter` otherwise."""
+        check_output(output)
+        self._encode([], truncation, max_tokens)  # options are refused at the call, not at the first pair
+        if isinstance(pairs, (str, bytes, dict)) or not isinstance(pairs, Iterable):
+            raise InputError(f"pairs: expected an iterable of (str, str), got {type(pairs).__name__}")
+        return self._stream(pairs, output, truncation, max_tokens)
+
+    def explain(
+        self, first: str, second: str, *, truncation: str = "longest_first", max_tokens: int | None = None
+    ) -> Explanation:
+        """Return what the model sees of a pair, and what it makes of it."""
+        encoded = self._encode([(first, second)], truncation, max_tokens)
+        batch = pack(encoded, np.array([0]))
+        logits = self._logits(encoded)[0]
+        return Explanation.of(batch, encoded, self._encoder, logits, self._manifest.head)
+
+    def warmup(self) -> None:
+        """Run one short pair and one of the longest, so that no caller pays for first allocations."""
+        self.score([("a", "b"), ("a " * self._manifest.max_tokens, "b")], max_tokens=None)
+
+    def close(self) -> None:
+        """Give back the model's memory. Anything but `info` and `labels` raises SegueError from then on."""
+        self._closed = True
+        self._executor.close()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __reduce__(self) -> tuple[Any, tuple[()]]:
+        return partial(Engine.load, **self._arguments), ()
+
+    def __repr__(self) -> str:
+        return f"<segue.Engine {self._path.name} on {self._executor.device} by {self._executor.name}>"
+
+    def _encode(self, pairs: Iterable[Any], truncation: str, max_tokens: int | None) -> Encoded:
+        if self._closed:
+            raise SegueError("this engine is closed")
+        if os.getpid() != self._process:
+            raise SegueError(
+                "this engine was loaded before a fork, and its threads stayed behind: "
+                "load one in each process, or start processes by 'spawn'"
+            )
+        return self._encoder.encode(pairs, truncation=truncation, max_tokens=max_tokens)
+
+    def _logits(self, encoded: Encoded, progress: bool = False) -> NDArray[np.float32]:
+        """Return [N, C]."""
+        grid = _GRID_SLACK * self._max_batch_tokens
+        batches = plan(encoded.lengths, self._max_batch_tokens, grid)
+        logits = execute(self._executor, encoded, batches, labels=len(self.labels), progress=progress)
+        return logits[encoded.inverse]
+
+    def _stream(
+        self, pairs: Iterable[Any], output: str, truncation: str, max_tokens: int | None
+    ) -> Iterator[NDArray[np.float32]]:
+        truncated = seen = 0
+        try:
+            for start, window in windows(pairs):
+                bad = None
+                try:
+                    encoded = self._encode(window, truncation, max_tokens)
+                except InputError as error:
+                    bad = InputError(error.reason, index=start + (error.index or 0))
+                    yield from self._stream(window[: error.index], output, truncation, max_tokens)
+                    raise bad from None
+                truncated += int(_truncated(encoded).sum())
+                seen += len(window)
+                yield from scores(self._logits(encoded), self._manifest.head, output)
+        finally:
+            _warn_truncated(truncated, seen)
+
+
+def _bundle_folder(path: str | os.PathLike[str] | None) -> Path:
+    folder = DEFAULT_MODEL if path is None else Path(path)
+    if (folder / MANIFEST).is_file():
+        return folder.resolve()
+    if not folder.is_dir():
+        raise BundleError(f"{folder}: no such folder")
+    if (folder / "config.json").is_file():
+        from segue.cache import exported
+
+        return exported(folder)
+    raise BundleError(f"{folder}: neither a bundle ({MANIFEST}) nor a Hugging Face checkpoint (config.json)")
+
+
+def _positive(name: str, value: Any, default: int) -> int:
+    if value is None:
+        return default
+    if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < 1:
+        raise InputError(f"{name}: expected a whole number from 1, got {value!r}")
+    return int(value)
+
+
+def _truncated(encoded: Encoded) -> NDArray[np.bool_]:
+    """[N]: whether each pair asked for lost tokens."""
+    return np.take(encoded.cut.sum(axis=1) > 0, encoded.inverse)
+
+
+def _warn_truncated(count: int, pairs: int) -> None:
+    if count:
+        _logger.warning("%d of %d pairs were longer than the limit and were truncated", count, pairs)

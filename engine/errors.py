@@ -1,0 +1,29 @@
+"""The errors segue raises. Each message names what is wrong, where, and what to do about it."""
+
+from __future__ import annotations
+
+__all__ = ["BundleError", "ExecutorUnavailable", "InputError", "SegueError"]
+
+
+class SegueError(Exception):
+    """The root of all errors that segue raises on purpose."""
+
+
+class InputError(SegueError, ValueError):
+    """A pair, a line or an option the caller gave is not usable.
+
+    `index` is the place of the pair in what the caller gave, counted from 0, or None where no pair is to
+    blame; `reason` is the message without that place.
+    """
+
+    def __init__(self, reason: str, *, index: int | None = None) -> None:
+        self.reason, self.index = reason, index
+        super().__init__(reason if index is None else f"pairs[{index}]: {reason}")
+
+
+class BundleError(SegueError):
+    """A bundle or checkpoint folder is incomplete, altered, or of a form this version cannot run exactly."""
+
+
+class ExecutorUnavailable(SegueError, ImportError, RuntimeError):
+    """What was asked for by name needs a package or a device that is not here; the message says which."""

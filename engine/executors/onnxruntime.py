@@ -1,0 +1,107 @@
+"""The graph on ONNX Runtime: the default on a CPU; on a GPU through onnxruntime-gpu's CUDA provider."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from segue.batching import PackedBatch
+from segue.errors import BundleError, ExecutorUnavailable, SegueError
+
+__all__ = ["OnnxRuntimeExecutor"]
+
+_CUDA, _CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
+
+
+class OnnxRuntimeExecutor:
+    """One ONNX Runtime session. `run` may be called from any number of threads."""
+
+    name = "onnxruntime"
+    precision = "float32"
+
+    def __init__(self, session: Any, device: str, threads: int) -> None:
+        """Take over a session whose providers have been checked."""
+        self._session = session
+        self.device, self.threads = device, threads
+        self.description = [
+            f"onnxruntime {onnxruntime.__version__}, {', '.join(session.get_providers())}, {threads} threads"
+        ]
+
+    @classmethod
+    def open(cls, model: Path, *, device: str, precision: str | None, threads: int) -> OnnxRuntimeExecutor:
+        """Load `model`.
+
+        Raises:
+            BundleError: ONNX Runtime cannot load the file.
+            ExecutorUnavailable: the device or the precision cannot be had.
+        """
+        if precision not in (None, "float32"):
+            raise ExecutorUnavailable(
+                f"precision={precision!r}: the onnxruntime executor computes in float32 "
+                "(a bundle may store its weights as float16 all the same)"
+            )
+        if device == "cpu":
+            return cls(_session(model, [_CPU], threads), "cpu", threads)
+        try:
+            number = int(device.partition(":")[2] or 0)
+            session = _cuda_session(model, number, threads)
+            return cls(session, f"cuda:{number}", threads)
+        except ExecutorUnavailable:
+            if device != "auto":
+                raise
+            return cls(_session(model, [_CPU], threads), "cpu", threads)
+
+    def run(self, batch: PackedBatch) -> NDArray[np.float32]:
+        """Return the logits `[B, C]`."""
+        feeds = {
+            "input_ids": batch.input_ids,
+            "token_type_ids": batch.token_type_ids,
+            "position_ids": batch.position_ids,
+            "cu_seqlens": batch.cu_seqlens,
+        }
+        try:
+            logits: NDArray[np.float32] = self._session.run(["logits"], feeds)[0]
+        except Exception as error:  # the package raises its own classes, of which none is public
+            raise SegueError(
+                f"onnxruntime failed on a batch of {len(batch.input_ids)} tokens: {error}"
+            ) from error
+        return logits
+
+    def close(self) -> None:
+        """Drop the session; its memory goes with it."""
+        self._session = None
+
+
+def _cuda_session(model: Path, number: int, threads: int) -> Any:
+    if _CUDA not in onnxruntime.get_available_providers():
+        raise ExecutorUnavailable(
+            f"device='cuda:{number}': this onnxruntime has no CUDA provider; onnxruntime-gpu has: "
+            "pip uninstall onnxruntime && pip install 'segue[gpu]'"
+        )
+    session = _session(model, [(_CUDA, {"device_id": number}), _CPU], threads)
+    if session.get_providers()[0] != _CUDA:  # it falls back to the CPU with no more than a line in the log
+        raise ExecutorUnavailable(
+            f"device='cuda:{number}': onnxruntime-gpu is installed, but its CUDA provider did not start: "
+            "is there an NVIDIA GPU with this number, a driver, and the CUDA and cuDNN libraries?"
+        )
+    return session
+
+
+def _session(model: Path, providers: list[Any], threads: int) -> Any:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = (
+        threads  # given, so ONNX Runtime neither counts the host's cores nor pins threads
+    )
+    options.inter_op_num_threads = 1
+    options.enable_mem_pattern = (
+        False  # a pattern is kept for every shape ever seen, and ours are all different
+    )
+    options.log_severity_level = 3  # errors; what a warning would say is checked and raised here
+    try:
+        return onnxruntime.InferenceSession(str(model), options, providers=providers)
+    except Exception as error:  # as in `run`
+        raise BundleError(f"{model}: ONNX Runtime cannot load it: {error}") from error
