@@ -18,7 +18,7 @@ from segue.errors import BundleError, InputError, SegueError
 from segue.executors import Executor, execute, open_executor
 from segue.head import check_output, positive_column, probabilities, scores
 from segue.report import Explanation, Info
-from segue.text import Encoded, PairEncoder
+from segue.text import Encoded, PairEncoder, check_iterable
 from segue.threads import available_threads
 from segue.windows import windows
 
@@ -176,8 +176,7 @@ class Engine:
         column = positive_column(self._manifest.head)
         if not isinstance(query, str):
             raise InputError(f"query: expected str, got {type(query).__name__}")
-        if isinstance(documents, (str, bytes, dict)) or not isinstance(documents, Iterable):
-            raise InputError(f"documents: expected an iterable of str, got {type(documents).__name__}")
+        check_iterable("documents", documents, "str")
         top_k = None if top_k is None else _positive("top_k", top_k, 1)
         texts = list(documents)
         for index, text in enumerate(texts):
@@ -225,8 +224,7 @@ class Engine:
         """Yield a value per label, `[C]`, of each pair; as `score_iter` otherwise."""
         check_output(output)
         self._encode([], truncation, max_tokens)  # options are refused at the call, not at the first pair
-        if isinstance(pairs, (str, bytes, dict)) or not isinstance(pairs, Iterable):
-            raise InputError(f"pairs: expected an iterable of (str, str), got {type(pairs).__name__}")
+        check_iterable("pairs", pairs, "(str, str)")
         return self._stream(pairs, output, truncation, max_tokens)
 
     def explain(

@@ -20,7 +20,15 @@ from tokenizers import Tokenizer
 
 from segue.errors import BundleError, InputError
 
-__all__ = ["MIN_TOKENS", "TRUNCATIONS", "Encoded", "PairEncoder", "number_pairs", "truncated_lengths"]
+__all__ = [
+    "MIN_TOKENS",
+    "TRUNCATIONS",
+    "Encoded",
+    "PairEncoder",
+    "check_iterable",
+    "number_pairs",
+    "truncated_lengths",
+]
 
 MIN_TOKENS = 3  # [CLS], [SEP] and [SEP] are always there
 TRUNCATIONS = ("longest_first", "only_first", "only_second", "error")
@@ -137,14 +145,20 @@ class PairEncoder:
         return np.concatenate(pieces) if pieces else np.empty(0, dtype=np.int32), starts
 
 
+def check_iterable(name: str, value: Any, of: str) -> None:
+    """Raise InputError where `value` is no collection; strings and dicts iterate, but not over pairs."""
+    scalar = isinstance(value, np.ndarray) and value.ndim == 0
+    if isinstance(value, (str, bytes, dict)) or not isinstance(value, Iterable) or scalar:
+        raise InputError(f"{name}: expected an iterable of {of}, got {_shown(value)}")
+
+
 def number_pairs(pairs: Iterable[Any]) -> tuple[list[str], Ints]:
     """Return the distinct sentences in order of appearance, and each pair as their numbers, `[N, 2]`.
 
     Raises:
         InputError: `pairs` is no iterable of pairs, or one of them is not two strings.
     """
-    if isinstance(pairs, (str, bytes, dict)) or not isinstance(pairs, Iterable):
-        raise InputError(f"pairs: expected an iterable of (str, str), got {_shown(pairs)}")
+    check_iterable("pairs", pairs, "(str, str)")
     numbers: dict[str, int] = {}
     sides: list[int] = []
     for index, pair in enumerate(pairs):

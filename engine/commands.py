@@ -1,0 +1,164 @@
+"""The commands that load a model. Each takes the arguments that `segue.cli` has parsed."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from segue.engine import Engine
+from segue.errors import InputError
+from segue.files import STREAM, destination, source
+from segue.results import write_scores
+from segue.tables import DOCUMENT, PAIR, Row, Table, format_of, read_table
+from segue.terminal import Progress, describe, explanation_text
+
+__all__ = ["explain", "info", "rank", "score"]
+
+_Numbers = Sequence[np.float32]
+
+
+def score(arguments: argparse.Namespace) -> None:
+    """Score the pairs of a file, in its order, in memory that does not grow with it."""
+    with _tables(arguments, PAIR) as (file, table, out), _engine(arguments) as engine:
+        options = {"output": arguments.output, **_limits(arguments)}
+        names = [arguments.score_name]
+        if arguments.all_labels:
+            names = [f"{arguments.score_name}_{label}" for label in engine.labels]
+
+        def numbers(pairs: Iterable[tuple[str, ...]]) -> Iterator[_Numbers]:
+            if arguments.all_labels:
+                return map(tuple, engine.predict_iter(pairs, **options))
+            return ((np.float32(value),) for value in engine.score_iter(pairs, **options))
+
+        screen = arguments.out == STREAM and sys.stdout.isatty()
+        with Progress(file, wanted=not screen) as progress:
+            _write(arguments, out, table, _in_step(numbers, table, out, progress), names)
+
+
+def rank(arguments: argparse.Namespace) -> None:
+    """Write the documents of a file that best fit the query, best first. Holds all of them in memory."""
+    with _tables(arguments, DOCUMENT) as (_, table, out), _engine(arguments) as engine:
+        rows = list(table.rows)
+        try:
+            ranked = engine.rank(arguments.query, [row.texts[0] for row in rows], arguments.top_k)
+        except InputError as error:
+            raise _at_line(error, table, rows) from error
+        scored = ((rows[entry["corpus_id"]], (entry["score"],)) for entry in ranked)
+        _write(arguments, out, table, scored, [arguments.score_name])
+
+
+def explain(arguments: argparse.Namespace) -> None:
+    """Show what the model sees of one pair and what it makes of it."""
+    with _engine(arguments) as engine:
+        explanation = engine.explain(arguments.a, arguments.b, **_limits(arguments))
+    _print(_json(asdict(explanation)) if arguments.json else explanation_text(explanation))
+
+
+def info(arguments: argparse.Namespace) -> None:
+    """Show what the model is and how it runs here."""
+    with _engine(arguments) as engine:
+        record = asdict(engine.info)
+    _print(_json(record) if arguments.json else describe(record))
+
+
+def _engine(arguments: argparse.Namespace) -> Engine:
+    return Engine.load(
+        arguments.model,
+        device=arguments.device,
+        executor=arguments.executor,
+        precision=arguments.precision,
+        threads=arguments.threads,
+        max_batch_tokens=arguments.max_batch_tokens,
+    )
+
+
+def _limits(arguments: argparse.Namespace) -> dict[str, Any]:
+    return {"truncation": arguments.truncation, "max_tokens": arguments.max_tokens}
+
+
+@contextmanager
+def _tables(
+    arguments: argparse.Namespace, known: Sequence[tuple[str, ...]]
+) -> Iterator[tuple[BinaryIO, Table, BinaryIO]]:
+    """Open what is read and what is written, before the model is loaded: mistakes show at once."""
+    with destination(arguments.out) as out, source(arguments.file) as (file, name):
+        table = read_table(
+            file,
+            name,
+            format=format_of(arguments.file, arguments.format),
+            known=known,
+            columns=arguments.columns,
+            header=arguments.header,
+        )
+        yield file, table, out
+
+
+def _write(
+    arguments: argparse.Namespace,
+    out: BinaryIO,
+    table: Table,
+    scored: Iterable[tuple[Row, Sequence[float | np.float32]]],
+    names: list[str],
+) -> None:
+    followed = table.format if not Path(arguments.out).suffix else None
+    write_scores(
+        out,
+        table,
+        scored,
+        names,
+        format=format_of(arguments.out, arguments.output_format or followed),
+        header=arguments.header,
+        scores_only=arguments.scores_only,
+    )
+
+
+def _in_step(
+    numbers: Callable[[Iterable[tuple[str, ...]]], Iterator[_Numbers]],
+    table: Table,
+    out: BinaryIO,
+    progress: Progress,
+) -> Iterator[tuple[Row, _Numbers]]:
+    """Yield each row with its scores, though the engine reads ahead; at most what it reads ahead is held."""
+    waiting: deque[tuple[Row, int]] = deque()
+    done = 0
+
+    def texts() -> Iterator[tuple[str, ...]]:
+        for row in table.rows:
+            waiting.append((row, progress.position()))
+            yield row.texts
+
+    try:
+        for values in numbers(texts()):
+            row, position = waiting.popleft()
+            yield row, values
+            done += 1
+            progress.reach(position)
+            if not waiting:
+                out.flush()  # whoever reads a pipe sees each window as it is done
+    except InputError as error:
+        raise _at_line(error, table, [row for row, _ in waiting], done) from error
+
+
+def _at_line(error: InputError, table: Table, rows: Sequence[Row], skipped: int = 0) -> InputError:
+    """Return the error with the line of its pair for the pair's index; `rows` are those after `skipped`."""
+    if error.index is None:
+        return error
+    return InputError(f"{table.name}:{rows[error.index - skipped].line}: {error.reason}")
+
+
+def _json(record: dict[str, Any]) -> str:
+    return json.dumps(record, ensure_ascii=False, indent=2) + "\n"
+
+
+def _print(text: str) -> None:
+    with destination(STREAM) as out:
+        out.write(text.encode())

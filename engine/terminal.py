@@ -1,0 +1,143 @@
+"""What a person reads on a terminal: the progress bar, a pair's explanation, an engine's description."""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any, BinaryIO
+
+from segue.report import Explanation
+
+__all__ = ["Progress", "describe", "explanation_text"]
+
+
+def explanation_text(explanation: Explanation) -> str:
+    """Return the tokens of a pair as a table, what was cut off, and what each label got."""
+    tokens = [
+        (str(place), _printable(token), str(number), str(segment), str(position))
+        for place, (token, number, segment, position) in enumerate(
+            zip(
+                explanation.tokens,
+                explanation.token_ids,
+                explanation.token_type_ids,
+                explanation.positions,
+                strict=True,
+            )
+        )
+    ]
+    labels = [
+        (_printable(label), f"{logit:.4f}", f"{probability:.6f}")
+        for label, logit, probability in zip(
+            explanation.labels, explanation.logits, explanation.probabilities, strict=True
+        )
+    ]
+    first, second = explanation.truncated
+    score = (
+        "none, as no label is the positive one" if explanation.score is None else f"{explanation.score:.6f}"
+    )
+    return "\n".join(
+        [
+            *_aligned([("", "token", "id", "segment", "position"), *tokens], left=(1,)),
+            "",
+            f"{len(tokens)} tokens; truncated: {first} from A, {second} from B",
+            "",
+            *_aligned([("label", "logit", "probability"), *labels], left=(0,)),
+            "",
+            f"score: {score}",
+            "",
+        ]
+    )
+
+
+def describe(record: Mapping[str, Any]) -> str:
+    """Return a line for each value of a nested record, `key.key  value`."""
+    lines = [(name, _printable(value)) for name, value in _flat(record, "")]
+    return "".join(f"{line}\n" for line in _aligned(lines, left=(0, 1)))
+
+
+def _flat(record: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, str]]:
+    for key, value in record.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        elif isinstance(value, list) and all(isinstance(item, str) for item in value):
+            for number, item in enumerate(value):
+                yield (f"{prefix}{key}" if number == 0 else "", item)
+        else:
+            listed = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+            yield f"{prefix}{key}", listed
+
+
+def _aligned(rows: Sequence[Sequence[str]], *, left: tuple[int, ...]) -> list[str]:
+    """Return a line for each row, its cells in columns, those of `left` set left and the others right."""
+    widths = [max(map(_width, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = []
+        for place, (cell, width) in enumerate(zip(row, widths, strict=True)):
+            gap = " " * (width - _width(cell))
+            cells.append(cell + gap if place in left else gap + cell)
+        lines.append("  ".join(cells).rstrip())
+    return lines
+
+
+def _width(text: str) -> int:
+    """Return how many columns of a terminal the text takes: Chinese characters two, combining marks none."""
+    return sum(
+        0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text
+    )
+
+
+def _printable(text: str) -> str:
+    """Return the text with what would move or colour a terminal's cursor written as an escape."""
+    return "".join(c if c.isprintable() or unicodedata.combining(c) else repr(c)[1:-1] for c in text)
+
+
+class Progress:
+    """A bar on stderr where that is a terminal, else nothing. Counts the bytes of a file, the rows of a pipe."""
+
+    def __init__(self, file: BinaryIO, *, wanted: bool = True) -> None:
+        """Watch how `file` is read. `wanted` is false where the bar would run through other output."""
+        self._stack = ExitStack()
+        self._bar: Any = None
+        self._rows = 0
+        if not (wanted and sys.stderr.isatty()):
+            return
+        from tqdm import tqdm  # type: ignore[import-untyped]
+        from tqdm.contrib.logging import logging_redirect_tqdm  # type: ignore[import-untyped]
+
+        self._file, size = file, _size(file)
+        self._by_bytes = size is not None
+        unit = {"unit": "B", "unit_scale": True} if self._by_bytes else {"unit": " pairs"}
+        self._bar = self._stack.enter_context(tqdm(total=size, file=sys.stderr, **unit))
+        self._stack.enter_context(logging_redirect_tqdm())
+
+    def position(self) -> int:
+        """Return how far the file has been read, called once after each row."""
+        if self._bar is None:
+            return 0
+        self._rows += 1
+        return self._file.tell() if self._by_bytes else self._rows
+
+    def reach(self, position: int) -> None:
+        """Move the bar to where a row lies that is done."""
+        if self._bar is not None:
+            self._bar.update(position - self._bar.n)
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+
+def _size(file: BinaryIO) -> int | None:
+    """Return the bytes of a regular file, None for a pipe or a terminal."""
+    try:
+        status = os.fstat(file.fileno())
+    except (OSError, ValueError):
+        return None
+    return status.st_size if stat.S_ISREG(status.st_mode) else None
