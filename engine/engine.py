@@ -238,7 +238,9 @@ class Engine:
 
     def warmup(self) -> None:
         """Run one short pair and one of the longest, so that no caller pays for first allocations."""
-        self.score([("a", "b"), ("a " * self._manifest.max_tokens, "b")], max_tokens=None)
+        longest = max(1, self._manifest.max_tokens - 4)  # three special tokens and one of "b"
+        for size in (1, longest):
+            self._logits(self._encode([("a " * size, "b")], "longest_first", None))
 
     def close(self) -> None:
         """Give back the model's memory. Anything but `info` and `labels` raises SegueError from then on."""

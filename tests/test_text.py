@@ -103,7 +103,7 @@ def test_an_empty_second_sentence_is_still_a_pair(tokenizers):
 
 
 def test_a_tokenizers_own_truncation_and_padding_do_not_leak(tokenizers):
-    """The files carry truncation and padding to 16 tokens; pairs of 3 and of 43 tokens must keep their lengths."""
+    """The files truncate and pad to 16 tokens; pairs of 3 and of 43 tokens must keep their lengths."""
     encoder, _ = tokenizers
     encoded = encoder.encode([("", ""), ("the " * 20, "the " * 20)])
     assert encoded.lengths.tolist() == [3, 43]

@@ -1,0 +1,235 @@
+"""The command line: arguments, messages, exit codes. What a command does is in `segue.commands`.
+
+Nothing heavy is imported until a command runs. Errors are one line on stderr. Exit codes: 0 all done, 1 failed,
+2 bad usage or input; where a signal ends the process, what a shell expects: 130 for Ctrl-C, 141 where the
+reader of stdout has gone, 143 for SIGTERM.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import ModuleType
+
+from segue import __version__
+from segue.errors import BundleError, ExecutorUnavailable, InputError, SegueError
+from segue.files import discard_output
+
+__all__ = ["main"]
+
+_TABLES = """\
+tables (UTF-8):
+  The format follows the file's ending: .tsv, .txt or none, .csv, .jsonl or .ndjson.
+  TSV    columns between tabs; nothing is quoted, so no text can hold a tab or a line break
+  CSV    with a header; quoted fields may hold commas, quotes and line breaks
+  JSONL  an object or an array a line
+  {default}
+  Each row is written as it was read, with its score after it; a JSONL line keeps every
+  character. Blank lines at the end are ignored.
+"""
+_PAIR_COLUMNS = """\
+Without --columns the texts are in the columns a and b, text_a and text_b, sentence1 and
+  sentence2, sentence_a and sentence_b, premise and hypothesis, question and answer, query
+  and passage, or query and document; or in the only two columns of a TSV, CSV or array."""
+_DOCUMENT_COLUMNS = """\
+Without --columns the documents are in the column text, document or passage, or in the only
+  column of a TSV, CSV or array; so a plain text file has a document a line."""
+_CODES = "exit codes: 0 all done, 1 failed, 2 bad usage or input"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command in `argv`, by default the process's own arguments, and return its exit code."""
+    try:
+        with _stoppable():
+            arguments = _parse(list(sys.argv[1:] if argv is None else argv))
+            logging.basicConfig(format="segue: %(message)s")
+            with _needs(arguments.extra):
+                return arguments.run(arguments) or 0
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except BrokenPipeError:
+        discard_output()
+        return 141  # 128 + SIGPIPE, which Windows does not name
+    except (InputError, BundleError) as error:
+        return _complain(error, 2)
+    except SegueError as error:
+        return _complain(error, 1)
+    except OSError as error:  # a full disk, a folder that went away
+        discard_output()
+        return _complain(error, 1)
+
+
+def _parse(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        "segue",
+        description="Scores sentence pairs with BERT.",
+        epilog="segue COMMAND --help says more.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"segue {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, (summary, add_arguments) in _COMMANDS.items():
+        command = commands.add_parser(
+            name,
+            help=summary,
+            description=f"{summary[0].upper()}{summary[1:]}.",
+            epilog=_CODES,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        if argv[:1] == [name]:  # the others are only listed: their arguments may cost an import
+            command.set_defaults(extra=None)
+            add_arguments(command)
+    return parser.parse_args(argv)
+
+
+def _add_score(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(run=lambda arguments: _commands().score(arguments))
+    parser.epilog = f"{_TABLES.format(default=_PAIR_COLUMNS)}\n{_CODES}"
+    _add_table(parser, "A,B")
+    parser.add_argument("--all-labels", action="store_true", help="write a column for each label")
+    parser.add_argument(
+        "--output", choices=("probability", "logit"), default="probability", help="default: probability"
+    )
+    _add_limits(parser)
+    _add_model(parser)
+
+
+def _add_rank(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(run=lambda arguments: _commands().rank(arguments))
+    parser.epilog = f"{_TABLES.format(default=_DOCUMENT_COLUMNS)}\n{_CODES}"
+    parser.add_argument("query", metavar="QUERY")
+    _add_table(parser, "COLUMN")
+    parser.add_argument("--top-k", type=_count, metavar="K", help="write only the K best")
+    _add_model(parser)
+
+
+def _add_explain(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(run=lambda arguments: _commands().explain(arguments))
+    parser.add_argument("a", metavar="A")
+    parser.add_argument("b", metavar="B")
+    parser.add_argument("--json", action="store_true", help="write JSON, with every digit")
+    _add_limits(parser)
+    _add_model(parser)
+
+
+def _add_info(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(run=lambda arguments: _commands().info(arguments))
+    parser.add_argument("--json", action="store_true", help="write JSON")
+    _add_model(parser)
+
+
+def _add_export(parser: argparse.ArgumentParser) -> None:
+    with _needs("export"):
+        from segue.export import command
+
+        parser.set_defaults(run=command.run, extra="export")
+        command.add_arguments(parser)
+
+
+def _add_pretrain(parser: argparse.ArgumentParser) -> None:
+    with _needs("train"):
+        from segue.export import pretrain
+
+        parser.set_defaults(run=pretrain.run, extra="train")
+        pretrain.add_arguments(parser)
+
+
+_COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
+    "score": ("score the pairs of a file", _add_score),
+    "rank": ("order documents by how well they fit a query", _add_rank),
+    "explain": ("show what the model sees of one pair and what it makes of it", _add_explain),
+    "info": ("show what a model is and how it runs here", _add_info),
+    "export": ("write a PyTorch checkpoint as a bundle that segue runs", _add_export),
+    "pretrain": ("train a BERT on text of your own", _add_pretrain),
+}
+
+
+def _commands() -> ModuleType:
+    from segue import commands
+
+    return commands
+
+
+def _add_table(parser: argparse.ArgumentParser, columns: str) -> None:
+    formats = ("tsv", "csv", "jsonl")
+    group = parser.add_argument_group("tables")
+    parser.add_argument("file", metavar="FILE", nargs="?", default="-", help="default: stdin")
+    group.add_argument(
+        "-o", dest="out", metavar="OUT", default="-", help="written whole or not at all; default: stdout"
+    )
+    group.add_argument("--format", choices=formats, help="of FILE")
+    group.add_argument(
+        "--output-format", choices=formats, help="of OUT; default: by its ending, else that of FILE"
+    )
+    group.add_argument("--columns", metavar=columns, help="to read: names, or numbers from 1")
+    group.add_argument("--header", action="store_true", help="a TSV begins with the names of its columns")
+    group.add_argument("--scores-only", action="store_true", help="write the scores without the rows")
+    group.add_argument(
+        "--score-name", metavar="NAME", default="score", help="of the score's column; default: score"
+    )
+
+
+def _add_limits(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("long texts")
+    ways = ("longest_first", "only_first", "only_second", "error")
+    group.add_argument("--truncation", choices=ways, default=ways[0], help=f"default: {ways[0]}")
+    group.add_argument("--max-tokens", type=_count, metavar="N", help="from 3; default: the model's limit")
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("model")
+    group.add_argument(
+        "--model", metavar="BUNDLE", help="a bundle or checkpoint folder; default: segue's own"
+    )
+    group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N; default: auto")
+    group.add_argument("--executor", default="auto", help="auto, onnxruntime or triton; default: auto")
+    group.add_argument("--precision", help="of the arithmetic: float32, float16 or bfloat16")
+    group.add_argument("--threads", type=_count, metavar="N", help="default: as many as this process may use")
+    group.add_argument("--max-batch-tokens", type=_count, metavar="N", help="tokens computed at once")
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1, got {text!r}")
+    return int(text)
+
+
+@contextmanager
+def _needs(extra: str | None) -> Iterator[None]:
+    """Say which extra brings a package that is missing."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if extra is None or (error.name or "segue").partition(".")[0] == "segue":
+            raise
+        raise ExecutorUnavailable(
+            f"{error.name} is not installed, which this command needs: pip install 'segue[{extra}]'"
+        ) from error
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """Let SIGTERM end the process as Ctrl-C does, so that no half-written file stays behind."""
+
+    def stop(number: int, _: object) -> None:
+        raise SystemExit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():  # only that one may set handlers
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _complain(error: Exception, code: int) -> int:
+    print(f"segue: {' '.join(str(error).splitlines())}", file=sys.stderr)
+    return code

@@ -1,0 +1,93 @@
+"""Where the command line reads and writes: files and the standard streams, as bytes.
+
+A file is written whole or not at all: under another name in the same folder, then renamed. So the output may
+also be the file that is being read. Knows nothing about what is inside.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from segue.errors import InputError
+
+__all__ = ["STREAM", "destination", "discard_output", "source"]
+
+STREAM = "-"
+
+
+@contextmanager
+def source(path: str) -> Iterator[tuple[BinaryIO, str]]:
+    """Open `path` for reading, "-" for stdin; give the open file and its name for messages.
+
+    Raises:
+        InputError: it cannot be opened.
+    """
+    if path == STREAM:
+        yield sys.stdin.buffer, "stdin"
+        return
+    with _opened(path, path, "rb") as file:
+        yield file, path
+
+
+@contextmanager
+def destination(path: str) -> Iterator[BinaryIO]:
+    """Open `path` for writing, "-" for stdout. A file appears when the block ends well, and never otherwise.
+
+    It then takes the place and the permissions of one that is there already. Links are followed; a device or
+    a pipe is written to directly.
+
+    Raises:
+        InputError: it is a folder, there is no such folder, or no permission to write.
+    """
+    if path == STREAM:
+        yield sys.stdout.buffer
+        sys.stdout.buffer.flush()
+        return
+    target = Path(os.path.realpath(path))
+    if target.is_dir():
+        raise InputError(f"{path}: is a directory")
+    if target.exists() and not target.is_file():
+        with _opened(target, path, "wb") as file:
+            yield file
+        return
+    if target.exists() and not os.access(target, os.W_OK):
+        raise InputError(f"{path}: permission denied")
+    partial = target.with_name(f".segue-{secrets.token_hex(6)}.part")
+    with _opened(partial, path, "xb") as file:
+        try:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+            file.close()  # Windows renames no open file
+            if target.exists():
+                shutil.copymode(target, partial)
+            os.replace(partial, target)
+        except BaseException:
+            file.close()
+            partial.unlink(missing_ok=True)
+            raise
+
+
+def discard_output() -> None:
+    """Send what stdout still holds nowhere, where its reader is gone: Python would complain as it exits."""
+    try:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+    except (OSError, ValueError):  # a stdout with no file beneath it
+        return
+
+
+def _opened(path: str | Path, name: str, mode: str) -> BinaryIO:
+    try:
+        return open(path, mode)  # type: ignore[return-value]
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+        why = error.strerror if isinstance(error, OSError) else None
+        raise InputError(f"{name}: {(why or str(error)).lower()}") from error

@@ -1,0 +1,18 @@
+"""From a PyTorch BERT to a bundle: checkpoint reading, ONNX export and its verification, training.
+
+`from segue.export import export_checkpoint` is the way in. It is imported when asked for, since training needs no onnx.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+__all__ = ["export_checkpoint"]
+
+
+def __getattr__(name: str) -> Any:
+    if name != "export_checkpoint":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from segue.export.publish import export_checkpoint
+
+    return export_checkpoint

@@ -1,0 +1,207 @@
+"""A Hugging Face BERT checkpoint: what it is, whether segue can reproduce it exactly, and its weights as a `Bert`.
+
+What cannot be reproduced exactly is refused by name here, before any work is done. Reads config.json and the weights;
+the tokenizer is `tokenizer`'s business.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from segue.bundle import Dimensions, Head
+from segue.errors import BundleError
+from segue.export.bert import Bert
+from segue.export.heads import CLASSIFIERS, activation_fn, choose_head
+from segue.export.weights import read_weights
+
+__all__ = ["Checkpoint", "load_bert", "read_checkpoint"]
+
+# Exact erf GELU, both of them: the second is transformers' own spelling of the formula.
+_ACTIVATIONS = ("gelu", "gelu_python")
+# config.json key -> the values under which BERT computes what `Bert` does; the first is what its absence means
+_SUPPORTED: dict[str, tuple[Any, ...]] = {
+    "model_type": ("bert",),
+    "position_embedding_type": ("absolute",),
+    "hidden_act": _ACTIVATIONS,
+    "is_decoder": (False,),
+    "add_cross_attention": (False,),
+    "quantization_config": (None,),
+    "pruned_heads": ({}, None),
+}
+# What a checkpoint may hold besides, without changing a score: the masked language model's head, and a list of
+# positions that old versions stored.
+_HARMLESS = ("cls.predictions.", "bert.embeddings.position_ids")
+
+_LAYER = {
+    "attention_output": "attention.output.dense",
+    "attention_norm": "attention.output.LayerNorm",
+    "intermediate": "intermediate.dense",
+    "output": "output.dense",
+    "output_norm": "output.LayerNorm",
+}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What config.json says, checked."""
+
+    folder: Path
+    architecture: str
+    dimensions: Dimensions
+    eps: float  # of every LayerNorm
+    head: Head
+    activation_fn: str | None  # what sentence-transformers applies to the logits, if the config names it
+
+
+def read_checkpoint(folder: Path, *, head: str | None = None, positive: str | None = None) -> Checkpoint:
+    """Read config.json; `head` and `positive` are the options of `export_checkpoint`.
+
+    Raises:
+        BundleError: there is none, or it describes something that would not be reproduced exactly.
+        InputError: `head` or `positive` does not fit the checkpoint.
+    """
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BundleError(f"{folder}: no config.json: not a Hugging Face checkpoint folder") from error
+    except ValueError as error:
+        raise BundleError(f"{path}: not readable as JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise BundleError(f"{path}: expected an object, got {type(config).__name__}")
+    try:
+        _check_supported(config)
+        architecture = _architecture(config)
+        return Checkpoint(
+            folder=folder,
+            architecture=architecture,
+            dimensions=_dimensions(config),
+            eps=_eps(config),
+            head=choose_head(config, architecture, head=head, positive=positive),
+            activation_fn=activation_fn(config),
+        )
+    except BundleError as error:
+        raise BundleError(f"{path}: {error}") from error
+
+
+def load_bert(checkpoint: Checkpoint) -> Bert:
+    """Return the checkpoint's network in float32, with every weight accounted for.
+
+    Raises:
+        BundleError: a weight is missing, unknown, of another shape than config.json says, or not a finite float.
+    """
+    with torch.device("meta"):  # no memory, no random numbers: all of it is replaced
+        model = Bert(
+            checkpoint.dimensions,
+            labels=len(checkpoint.head.labels),
+            activation=checkpoint.head.activation,
+            eps=checkpoint.eps,
+        )
+    try:
+        state = _translate(read_weights(checkpoint.folder), checkpoint, model.state_dict())
+    except BundleError as error:
+        raise BundleError(f"{checkpoint.folder}: {error}") from error
+    model.load_state_dict(state, assign=True)
+    return model.eval()
+
+
+def _check_supported(config: dict[str, Any]) -> None:
+    for key, allowed in _SUPPORTED.items():
+        if (found := config.get(key, allowed[0])) not in allowed:
+            wanted = " or ".join(str(value) for value in allowed[:2] if value not in (None, {}))
+            raise BundleError(f"{key}: {found!r} is not supported{f' (only {wanted})' if wanted else ''}")
+
+
+def _architecture(config: dict[str, Any]) -> str:
+    named = config.get("architectures")
+    if not isinstance(named, list) or len(named) != 1 or named[0] not in CLASSIFIERS:
+        raise BundleError(f"architectures: expected one of {', '.join(CLASSIFIERS)}, got {named!r}")
+    return str(named[0])
+
+
+def _dimensions(config: dict[str, Any]) -> Dimensions:
+    dimensions = Dimensions(
+        layers=_integer(config, "num_hidden_layers"),
+        hidden_size=_integer(config, "hidden_size"),
+        heads=_integer(config, "num_attention_heads"),
+        intermediate_size=_integer(config, "intermediate_size"),
+        vocab_size=_integer(config, "vocab_size"),
+        positions=_integer(config, "max_position_embeddings"),
+        token_types=_integer(config, "type_vocab_size"),
+    )
+    if dimensions.hidden_size % dimensions.heads:
+        raise BundleError(
+            f"hidden_size: {dimensions.hidden_size} is not a multiple of {dimensions.heads} attention heads"
+        )
+    if dimensions.token_types < 2:
+        raise BundleError("type_vocab_size: 1 leaves the two sentences of a pair alike")
+    if dimensions.positions < 3:
+        raise BundleError(f"max_position_embeddings: a pair has 3 tokens at least, got {dimensions.positions}")
+    return dimensions
+
+
+def _integer(config: dict[str, Any], key: str) -> int:
+    found = config.get(key)
+    if type(found) is not int or found < 1:
+        raise BundleError(f"{key}: expected an integer from 1, got {found!r}")
+    return found
+
+
+def _eps(config: dict[str, Any]) -> float:
+    found = config.get("layer_norm_eps", 1e-12)
+    if type(found) not in (int, float) or not 0 <= found < 1:
+        raise BundleError(f"layer_norm_eps: expected a number from 0 to 1, got {found!r}")
+    return float(found)
+
+
+def _translate(stored: dict[str, Tensor], checkpoint: Checkpoint, wanted: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights under the names of `wanted`, the state dict whose shapes they must have."""
+    left = {name: tensor for name, tensor in stored.items() if not name.startswith(_HARMLESS)}
+    state = {}
+    for name, like in wanted.items():
+        parts = []
+        for source in _sources(name, checkpoint):
+            if source not in left:
+                raise BundleError(f"weights: {source} is missing")
+            parts.append(left.pop(source))
+        if not all(part.dtype.is_floating_point for part in parts):
+            raise BundleError(f"weights: {source}: expected floating point, got {parts[-1].dtype}")
+        rows = like.shape[0] // len(parts)
+        for part in parts:
+            if part.shape != (rows, *like.shape[1:]):
+                raise BundleError(
+                    f"weights: {source}: expected the shape {[rows, *like.shape[1:]]} by config.json, "
+                    f"got {list(part.shape)}"
+                )
+        state[name] = torch.cat(parts).float() if len(parts) > 1 else parts[0].float()
+        if not state[name].isfinite().all():
+            raise BundleError(f"weights: {source} holds values that are not finite")
+    if left:
+        raise BundleError(f"weights: unknown: {', '.join(sorted(left)[:5])}")
+    return state
+
+
+def _sources(name: str, checkpoint: Checkpoint) -> list[str]:
+    """Return the checkpoint's names for one of ours, several where ours holds them one below the other."""
+    module, _, kind = name.rpartition(".")
+    match module.split("."):
+        case ["embeddings", "norm"]:
+            return [f"bert.embeddings.LayerNorm.{kind}"]
+        case ["embeddings", table]:
+            return [f"bert.embeddings.{table}_embeddings.{kind}"]
+        case ["layers", number, part]:
+            attention = {"qkv": ("query", "key", "value"), "query": ("query",), "key_value": ("key", "value")}
+            if part in attention:
+                theirs = [f"attention.self.{one}" for one in attention[part]]
+            else:
+                theirs = [_LAYER[part]]
+            return [f"bert.encoder.layer.{number}.{one}.{kind}" for one in theirs]
+        case ["head", "pooler"]:
+            return [f"bert.pooler.dense.{kind}"]
+    return [f"{CLASSIFIERS[checkpoint.architecture]}.{kind}"]

@@ -1,0 +1,92 @@
+"""Scores by PyTorch alone, to judge and calibrate a checkpoint in training: P(IsNext) of an NSP model and the
+cosine similarity of an encoder. No engine takes part, so that the engine can be judged by these."""
+
+from __future__ import annotations
+
+__all__ = ["calibrate", "cosines", "next_probabilities", "seed_scores"]
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+from transformers import BertForNextSentencePrediction, BertModel
+
+from segue.export.instances import IS_NEXT, Pair
+from segue.export.tokenizer import read_tokenizer
+from segue.export.training import encode_pair
+
+_BATCH = 16
+
+
+def next_probabilities(
+    model: BertForNextSentencePrediction, tokenizer: Tokenizer, pairs: Sequence[Pair]
+) -> np.ndarray:
+    """P(IsNext) of each pair, float32 [N]."""
+    return _logits(model, tokenizer, pairs).softmax(-1)[:, IS_NEXT].numpy()
+
+
+def calibrate(model: BertForNextSentencePrediction, tokenizer: Tokenizer, pairs: Sequence[Pair]) -> float:
+    """Divide the classifier by the temperature that makes these pairs likeliest, and return it. The order of
+    scores and the side of one half that they fall on stay as they were (Guo and others, 2017)."""
+    logits = _logits(model, tokenizer, pairs).double()
+    labels = torch.tensor([pair.label for pair in pairs])
+    candidates = np.exp(np.linspace(np.log(0.25), np.log(4.0), 401))
+    losses = [torch.nn.functional.cross_entropy(logits / t, labels).item() for t in candidates]
+    temperature = float(candidates[int(np.argmin(losses))])
+    with torch.no_grad():
+        model.cls.seq_relationship.weight /= temperature
+        model.cls.seq_relationship.bias /= temperature
+    return temperature
+
+
+def seed_scores(
+    model: BertForNextSentencePrediction, tokenizer: Tokenizer, seeds: Sequence[Sequence[str]]
+) -> dict[str, float]:
+    """P(IsNext) of (first, follower) for the followers after each seed's first text, by follower."""
+    pairs = [Pair(first, follower, IS_NEXT, "seed") for first, *rest in seeds for follower in rest]
+    scores = next_probabilities(model, tokenizer, pairs)
+    return {pair.b: round(float(score), 4) for pair, score in zip(pairs, scores, strict=True)}
+
+
+@torch.no_grad()
+def cosines(encoder: Path, pairs: Sequence[Pair]) -> np.ndarray:
+    """The cosine of the two sides' mean token vectors in the encoder as it came, float32 [N]."""
+    model = BertModel.from_pretrained(encoder, dtype=torch.float32).eval()
+    tokenizer = read_tokenizer(encoder, model.config.vocab_size)
+    texts = sorted({side for pair in pairs for side in (pair.a, pair.b)}, key=len)
+    vectors = {}
+    for start in range(0, len(texts), _BATCH):
+        some = texts[start : start + _BATCH]
+        rows = [encoding.ids[:512] for encoding in tokenizer.encode_batch(some)]
+        ids, mask = _padded(rows), _padded([[1] * len(row) for row in rows])
+        hidden = model(input_ids=ids, attention_mask=mask).last_hidden_state * mask[..., None]
+        means = torch.nn.functional.normalize(hidden.sum(1) / mask.sum(1, keepdim=True), dim=-1)
+        vectors.update(zip(some, means, strict=True))
+    return np.array([float(vectors[pair.a] @ vectors[pair.b]) for pair in pairs], dtype=np.float32)
+
+
+@torch.no_grad()
+def _logits(
+    model: BertForNextSentencePrediction, tokenizer: Tokenizer, pairs: Sequence[Pair]
+) -> torch.Tensor:
+    """logits [N, 2], whole pairs up to the model's length, in evaluation mode."""
+    training = model.training
+    model.eval()
+    encoded = [encode_pair(tokenizer, pair.a, pair.b, model.config.max_position_embeddings) for pair in pairs]
+    order = sorted(range(len(pairs)), key=lambda i: len(encoded[i][0]))
+    logits = torch.empty(len(pairs), 2)
+    for start in range(0, len(order), _BATCH):
+        rows = order[start : start + _BATCH]
+        ids, segments = (_padded([encoded[i][part] for i in rows]) for part in (0, 1))
+        mask = _padded([[1] * len(encoded[i][0]) for i in rows])
+        logits[rows] = model(input_ids=ids, token_type_ids=segments, attention_mask=mask).logits
+    model.train(training)
+    return logits
+
+
+def _padded(rows: Sequence[Sequence[int]]) -> torch.Tensor:
+    """[len(rows), longest], zeros after each row's end."""
+    longest = max(len(row) for row in rows)
+    return torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows])

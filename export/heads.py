@@ -1,0 +1,98 @@
+"""What a checkpoint's logits mean: kind, labels, and which of them is the positive one.
+
+    NSP (also of BertForPreTraining)   nsp          IsNext, NotNext: logit 0 is IsNext, positive 0
+    one label                          binary       sigmoid; regression if the checkpoint's problem type says so
+    two labels                         binary       softmax, positive 1
+    more                               multiclass   softmax, no positive label
+
+sentence-transformers leaves an `activation_fn` in the config of a cross-encoder: what its own `predict` applies to the
+logits by default. Identity there does not make a regression: the widespread MS MARCO rerankers have it, and were trained
+with a binary loss. So one label stays `binary`: the score is the sigmoid of that model's number, in the same order, and
+the number itself is the logit. Who wants it as the score says head="regression". Any other function is refused.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from segue.bundle import HEAD_KINDS, Head
+from segue.errors import BundleError, InputError
+
+__all__ = ["CLASSIFIERS", "activation_fn", "choose_head"]
+
+# architecture -> the name of its classifier's weights
+CLASSIFIERS = {
+    "BertForNextSentencePrediction": "cls.seq_relationship",
+    "BertForPreTraining": "cls.seq_relationship",
+    "BertForSequenceClassification": "classifier",
+}
+
+
+def choose_head(
+    config: dict[str, Any], architecture: str, *, head: str | None = None, positive: str | None = None
+) -> Head:
+    """Return the head of a checkpoint, by its config.json and the two options of `export_checkpoint`.
+
+    Raises:
+        BundleError: several labels at once (multi-label), or labels or an activation that are none of the above.
+        InputError: an option does not fit the checkpoint.
+    """
+    if head not in (None, "regression"):
+        raise InputError(f"head: expected 'regression' or nothing, got {head!r}")
+    if CLASSIFIERS[architecture] != "classifier":
+        if head is not None or positive not in (None, "IsNext"):
+            raise InputError(f"{'head' if head else 'positive'}: {architecture} has IsNext, and it is the positive label")
+        return Head("nsp", ("IsNext", "NotNext"), 0, HEAD_KINDS["nsp"])
+    labels = _labels(config)
+    problem = _problem(config, len(labels))
+    if head == "regression" and len(labels) != 1:
+        raise InputError(f"head: a regression has one label, this checkpoint has {len(labels)}")
+    if head == "regression" or problem == "regression":
+        kind, activation = "regression", "identity"
+    elif len(labels) == 1:
+        kind, activation = "binary", "sigmoid"
+    else:
+        kind, activation = "binary" if len(labels) == 2 else "multiclass", "softmax"
+    return Head(kind, labels, _positive(labels, positive), activation)
+
+
+def activation_fn(config: dict[str, Any]) -> str | None:
+    """Return the name of the function that sentence-transformers applies to the logits, or None."""
+    nested = config.get("sentence_transformers")
+    nested = nested if isinstance(nested, dict) else {}
+    found = nested.get("activation_fn", config.get("sbert_ce_default_activation_function"))
+    return None if found is None else str(found)
+
+
+def _labels(config: dict[str, Any]) -> tuple[str, ...]:
+    """Return the labels in logit order; LABEL_0, LABEL_1 … where the config names none, two being the default."""
+    named = config.get("id2label")
+    if named is None:
+        count = config.get("num_labels", 2)
+        if type(count) is not int or count < 1:
+            raise BundleError(f"num_labels: expected an integer from 1, got {count!r}")
+        return tuple(f"LABEL_{index}" for index in range(count))
+    if not isinstance(named, dict) or set(named) != {str(index) for index in range(len(named))} or not named:
+        raise BundleError(f"id2label: expected a label for each of 0, 1, …, got {named!r}")
+    return tuple(str(named[str(index)]) for index in range(len(named)))
+
+
+def _problem(config: dict[str, Any], labels: int) -> str | None:
+    problem = config.get("problem_type")
+    if problem not in (None, "regression", "single_label_classification"):
+        raise BundleError(f"problem_type: {problem!r} is not supported: a pair has one label here")
+    if problem == "regression" and labels != 1:
+        raise BundleError(f"problem_type: a regression of {labels} values is not supported")
+    function = activation_fn(config)
+    allowed = {None, "Identity", "Sigmoid"} if labels == 1 else {None, "Identity", "Softmax"}
+    if (function and function.rpartition(".")[2]) not in allowed:
+        raise BundleError(f"sentence_transformers.activation_fn: {function} is not supported for {labels} labels")
+    return problem
+
+
+def _positive(labels: tuple[str, ...], wanted: str | None) -> int | None:
+    if wanted is None:
+        return {1: 0, 2: 1}.get(len(labels))
+    if labels.count(wanted) != 1:
+        raise InputError(f"positive: expected one of {', '.join(labels)}, got {wanted!r}")
+    return labels.index(wanted)

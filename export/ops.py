@@ -1,0 +1,119 @@
+"""The ops as the exporter sees them: the eager twin normally, one ONNX node of the domain `segue` during an export.
+
+Names and arguments are those of `segue.kernels.reference`. A node's inputs are the twin's tensors in the twin's order,
+its attributes `heads` and `epsilon`; `functions` holds the bodies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from segue.kernels import reference
+
+__all__ = [
+    "DOMAIN",
+    "VERSION",
+    "add_layer_norm",
+    "cls_attention",
+    "cls_rows",
+    "embed",
+    "linear_gelu",
+    "packed_attention",
+    "pool_classify",
+    "softmax",
+]
+
+DOMAIN, VERSION = "segue", 1
+
+
+def packed_attention(qkv: Tensor, cu_seqlens: Tensor, heads: int) -> Tensor:
+    """qkv: [T, 3E], cu_seqlens: [B + 1] → [T, E]."""
+    if not torch.onnx.is_in_onnx_export():
+        return reference.packed_attention(qkv, cu_seqlens, heads)
+    shape = (qkv.shape[0], qkv.shape[1] // 3)
+    return _node("PackedAttention", (qkv, cu_seqlens), shape, heads=heads)
+
+
+def cls_attention(q: Tensor, kv: Tensor, cu_seqlens: Tensor, heads: int) -> Tensor:
+    """q: [B, E], kv: [T, 2E], cu_seqlens: [B + 1] → [B, E]."""
+    if not torch.onnx.is_in_onnx_export():
+        return reference.cls_attention(q, kv, cu_seqlens, heads)
+    return _node("ClsAttention", (q, kv, cu_seqlens), q.shape, heads=heads)
+
+
+def cls_rows(hidden: Tensor, cu_seqlens: Tensor, from_to: tuple[Tensor, Tensor]) -> Tensor:
+    """Return the first row of each pair, by a standard Slice and Gather: hidden [T, E], cu_seqlens [B + 1] → [B, E].
+
+    `from_to` is what the Slice needs, the int64 tensors [0] and [-1]. PyTorch's own translation of the same line
+    takes ten nodes.
+    """
+    if not torch.onnx.is_in_onnx_export():
+        return hidden.index_select(0, cu_seqlens[:-1])
+    pairs = cu_seqlens.shape[0] - 1
+    starts = torch.onnx.ops.symbolic("Slice", (cu_seqlens, *from_to), dtype=torch.int64, shape=(pairs,))
+    return torch.onnx.ops.symbolic(
+        "Gather", (hidden, starts), {"axis": 0}, dtype=hidden.dtype, shape=(pairs, hidden.shape[1])
+    )
+
+
+def softmax(x: Tensor) -> Tensor:
+    """x: [R, C] → [R, C]."""
+    if not torch.onnx.is_in_onnx_export():
+        return reference.softmax(x)
+    return _node("Softmax", (x,), x.shape)
+
+
+def add_layer_norm(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """x, residual: [R, E]; weight, bias: [E] → [R, E]."""
+    if not torch.onnx.is_in_onnx_export():
+        return reference.add_layer_norm(x, residual, weight, bias, eps)
+    return _node("AddLayerNorm", (x, residual, weight, bias), x.shape, epsilon=eps)
+
+
+def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """x: [R, E]; weight: [F, E]; bias: [F] → [R, F]."""
+    if not torch.onnx.is_in_onnx_export():
+        return reference.linear_gelu(x, weight, bias)
+    return _node("LinearGelu", (x, weight, bias), (x.shape[0], weight.shape[0]))
+
+
+def embed(
+    input_ids: Tensor,
+    token_type_ids: Tensor,
+    position_ids: Tensor,
+    word: Tensor,
+    token_type: Tensor,
+    position: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+) -> Tensor:
+    """input_ids, token_type_ids, position_ids: [T]; three tables [rows, E]; weight, bias: [E] → [T, E]."""
+    inputs = (input_ids, token_type_ids, position_ids, word, token_type, position, weight, bias)
+    if not torch.onnx.is_in_onnx_export():
+        return reference.embed(*inputs, eps)
+    return _node("Embed", inputs, (input_ids.shape[0], word.shape[1]), epsilon=eps)
+
+
+def pool_classify(
+    cls: Tensor,
+    pooler_weight: Tensor,
+    pooler_bias: Tensor,
+    classifier_weight: Tensor,
+    classifier_bias: Tensor,
+) -> Tensor:
+    """cls: [B, E]; pooler [E, E], [E]; classifier [C, E], [C] → [B, C]."""
+    inputs = (cls, pooler_weight, pooler_bias, classifier_weight, classifier_bias)
+    if not torch.onnx.is_in_onnx_export():
+        return reference.pool_classify(*inputs)
+    return _node("PoolClassify", inputs, (cls.shape[0], classifier_weight.shape[0]))
+
+
+def _node(name: str, inputs: Sequence[Tensor], shape: Sequence[Any], **attributes: int | float) -> Tensor:
+    return torch.onnx.ops.symbolic(
+        f"{DOMAIN}::{name}", inputs, attributes, dtype=torch.float32, shape=shape, version=VERSION
+    )

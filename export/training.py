@@ -1,0 +1,257 @@
+"""The training loop of `segue pretrain`: batches, schedule, journal, around the transformers Trainer."""
+
+from __future__ import annotations
+
+__all__ = ["Batches", "encode_pair", "load", "save", "train"]
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import IterableDataset
+from transformers import (
+    BertConfig,
+    BertForNextSentencePrediction,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+
+from segue.errors import InputError
+from segue.export.instances import Pair, Recipe, Source, draw_pairs
+from segue.export.tokenizer import read_tokenizer
+
+_WARM_UP = 0.06  # of the run
+_GROUP = 32  # batches whose pairs are sorted by length together: little padding, random enough
+_ENDLESS = 10**9  # steps; the clock ends such a run
+
+
+def train(
+    model: BertForNextSentencePrediction,
+    tokenizer: Tokenizer,
+    batches: Batches,
+    *,
+    out: Path,
+    steps: int | None,
+    seconds: float | None,
+    learning_rate: float,
+    seed: int,
+    threads: int | None,
+    train_words: bool,
+    save_seconds: float | None,
+    watch: Callable[..., dict[str, float]] | None,
+) -> dict[str, Any]:
+    """Train the model in place for that many steps or seconds; how it went is returned."""
+    if threads:
+        torch.set_num_threads(threads)
+    model.bert.embeddings.word_embeddings.weight.requires_grad = train_words
+    optimizer = torch.optim.AdamW(_groups(model), lr=learning_rate)
+    progress = _by_clock(seconds) if seconds else lambda step: step / steps
+    journal = _Journal(batches, tokenizer, progress, out, save_seconds, watch)
+    trainer = Trainer(
+        model=model,
+        args=TrainingArguments(
+            output_dir=str(out),
+            max_steps=steps or _ENDLESS,
+            per_device_train_batch_size=batches.batch_size,
+            max_grad_norm=1.0,
+            logging_steps=20,
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            remove_unused_columns=False,
+            use_cpu=not torch.cuda.is_available(),
+            seed=seed,
+        ),
+        train_dataset=batches,
+        data_collator=_collate,
+        optimizers=(optimizer, LambdaLR(optimizer, lambda step: _schedule(progress(step)))),
+        callbacks=[journal],
+    )
+    trainer.remove_callback(PrinterCallback)  # the journal prints
+    started = time.monotonic()
+    trainer.train()
+    return {
+        "steps": trainer.state.global_step,
+        "pairs": trainer.state.global_step * batches.batch_size,
+        "seconds": round(time.monotonic() - started, 1),
+        "learning_rate": learning_rate,
+        "seed": seed,
+        "curve": journal.curve,
+    }
+
+
+def load(init: Path, *, max_tokens: int) -> tuple[BertForNextSentencePrediction, Tokenizer]:
+    """The checkpoint with an NSP head, new where it has none, ready to train in float32, and its tokenizer.
+
+    Dropout is off in the model and stays in its config: a run hardly sees a pair twice, and the random
+    numbers would cost a tenth of the time on a CPU.
+    """
+    file = init / "config.json"
+    if not file.is_file():
+        raise InputError(f"init: {str(init)!r} is no checkpoint folder, it has no config.json")
+    kind = json.loads(file.read_text()).get("model_type")
+    if kind != "bert":
+        raise InputError(f"init: expected a BERT checkpoint, {str(init)!r} is {kind!r}")
+    config = BertConfig.from_pretrained(init)
+    tokenizer = read_tokenizer(init, config.vocab_size)
+    if tokenizer.get_vocab_size() + 128 <= config.vocab_size:  # tables padded for speed have less to spare
+        raise InputError(
+            f"init: the tokenizer has {tokenizer.get_vocab_size()} tokens, the model {config.vocab_size}"
+        )
+    if not 8 <= max_tokens <= config.max_position_embeddings:
+        raise InputError(f"max_tokens: expected 8 to {config.max_position_embeddings}, got {max_tokens}")
+    rates = config.hidden_dropout_prob, config.attention_probs_dropout_prob
+    config.hidden_dropout_prob = config.attention_probs_dropout_prob = 0.0
+    model = BertForNextSentencePrediction.from_pretrained(init, config=config, dtype=torch.float32)
+    model.config.hidden_dropout_prob, model.config.attention_probs_dropout_prob = rates
+    return model, tokenizer
+
+
+def save(model: BertForNextSentencePrediction, tokenizer: Tokenizer, out: Path) -> None:
+    """Write a checkpoint folder that transformers and segue load."""
+    model.save_pretrained(out)
+    tokenizer.save(str(out / "tokenizer.json"))
+    words = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    (out / "vocab.txt").write_text("".join(f"{word}\n" for word, _ in words), encoding="utf-8")
+    normalizer = json.loads(tokenizer.to_str())["normalizer"] or {}
+    settings = {
+        "tokenizer_class": "BertTokenizer",
+        "model_max_length": model.config.max_position_embeddings,
+        "do_lower_case": normalizer.get("lowercase", False),
+        "strip_accents": normalizer.get("strip_accents"),
+        "tokenize_chinese_chars": normalizer.get("handle_chinese_chars", True),
+        **{f"{name}_token": f"[{name.upper()}]" for name in ("unk", "sep", "pad", "cls", "mask")},
+    }
+    (out / "tokenizer_config.json").write_text(json.dumps(settings, indent=1) + "\n")
+
+
+def encode_pair(tokenizer: Tokenizer, a: str, b: str, max_tokens: int) -> tuple[list[int], list[int]]:
+    """(token ids, segment ids) of `[CLS] a [SEP] b [SEP]`, at most max_tokens long.
+
+    What is too long loses tokens from the longer side, a at its front and b at its end: what is said where
+    the two meet tells most about whether one follows the other.
+    """
+    first, second = (side.ids for side in tokenizer.encode_batch([a, b], add_special_tokens=False))
+    over = max(len(first) + len(second) - (max_tokens - 3), 0)
+    excess = len(first) - len(second)
+    from_first = min(max((over + excess + (excess > 0)) // 2, 0), over)
+    first, second = first[from_first:], second[: len(second) - (over - from_first)]
+    cls, sep, _ = tokenizer.encode("", "").ids
+    return [cls, *first, sep, *second, sep], [0] * (len(first) + 2) + [1] * (len(second) + 1)
+
+
+def _groups(model: torch.nn.Module) -> list[dict[str, Any]]:
+    """Weight decay for matrices alone, not for biases and LayerNorms."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": 0.01},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    ]
+
+
+def _schedule(progress: float) -> float:
+    """The learning rate's factor: linear warm-up, then linear decay to zero at progress 1."""
+    return max(0.0, min(progress / _WARM_UP, (1 - progress) / (1 - _WARM_UP)))
+
+
+def _by_clock(seconds: float) -> Callable[[int], float]:
+    """Progress by time, from step 0 on."""
+    started = time.monotonic()
+
+    def progress(step: int) -> float:
+        nonlocal started
+        if step == 0:
+            started = time.monotonic()
+        return (time.monotonic() - started) / seconds
+
+    return progress
+
+
+def _collate(examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    """Pad a batch to its longest pair. ids, segments, mask: [B, S]; labels: [B]."""
+    longest = max(len(example["input_ids"]) for example in examples)
+
+    def padded(rows: list[list[int]]) -> torch.Tensor:
+        return torch.tensor([row + [0] * (longest - len(row)) for row in rows])
+
+    return {
+        "input_ids": padded([example["input_ids"] for example in examples]),
+        "token_type_ids": padded([example["token_type_ids"] for example in examples]),
+        "attention_mask": padded([[1] * len(example["input_ids"]) for example in examples]),
+        "labels": torch.tensor([example["labels"] for example in examples]),
+    }
+
+
+class Batches(IterableDataset):
+    """Encoded pairs without end, so ordered that each run of batch_size has pairs of about one length."""
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        recipe: Recipe,
+        tokenizer: Tokenizer,
+        *,
+        batch_size: int,
+        max_tokens: int,
+        seed: int,
+    ) -> None:
+        self.sources, self.recipe, self.tokenizer = sources, recipe, tokenizer
+        self.batch_size, self.max_tokens, self.seed = batch_size, max_tokens, seed
+        self.tokens = 0  # handed out so far
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        size, pairs = self.batch_size, draw_pairs(self.sources, self.recipe, seed=self.seed)
+        order = torch.Generator().manual_seed(self.seed)
+        while True:
+            examples = [self._encode(pair) for pair in islice(pairs, size * _GROUP)]
+            examples.sort(key=lambda example: len(example["input_ids"]))
+            for i in torch.randperm(_GROUP, generator=order).tolist():
+                for example in examples[i * size : (i + 1) * size]:
+                    self.tokens += len(example["input_ids"])
+                    yield example
+
+    def _encode(self, pair: Pair) -> dict[str, Any]:
+        ids, segments = encode_pair(self.tokenizer, pair.a, pair.b, self.max_tokens)
+        return {"input_ids": ids, "token_type_ids": segments, "labels": pair.label}
+
+
+class _Journal(TrainerCallback):
+    """Prints the loss, keeps the curve, writes intermediate checkpoints, ends a run whose time is up."""
+
+    def __init__(self, batches, tokenizer, progress, out, save_seconds, watch) -> None:
+        self.batches, self.tokenizer, self.progress, self.out = batches, tokenizer, progress, out
+        self.save_seconds, self.watch = save_seconds, watch
+        self.curve: list[dict[str, float]] = []
+
+    def on_train_begin(self, args, state, control, **kwargs) -> None:
+        self.started = self.saved = time.monotonic()
+
+    def on_log(self, args, state, control, logs=None, **kwargs) -> None:
+        if "loss" in logs:
+            seconds = time.monotonic() - self.started
+            point = {
+                "step": state.global_step,
+                "seconds": round(seconds),
+                "loss": round(float(logs["loss"]), 4),
+            }
+            self.curve.append(point)
+            rate, speed = float(logs["learning_rate"]), self.batches.tokens / seconds
+            print(
+                *(f"{k} {v}" for k, v in point.items()), f"rate {rate:.2e} tokens/s {speed:.0f}", flush=True
+            )
+
+    def on_step_end(self, args, state, control, model=None, **kwargs) -> None:
+        control.should_training_stop |= self.progress(state.global_step) >= 1
+        if self.save_seconds and time.monotonic() - self.saved >= self.save_seconds:
+            self.saved = time.monotonic()
+            save(model, self.tokenizer, self.out / f"checkpoint-{state.global_step}")
+            if self.watch:
+                print("checkpoint", state.global_step, self.watch(model, self.tokenizer), flush=True)

@@ -1,0 +1,437 @@
+"""The engine as its users meet it, on tiny random models, with transformers as the judge of every number."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import os
+import pickle
+import random
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from segue import Engine, ExecutorUnavailable, InputError, SegueError
+from segue.bundle import read_bundle
+from segue.export.sentences import SENTENCES
+
+HEADS = {
+    "nsp": {"architecture": "BertForNextSentencePrediction"},
+    "pretraining": {"architecture": "BertForPreTraining"},
+    "one label": {"architecture": "BertForSequenceClassification", "num_labels": 1},
+    "two labels": {"architecture": "BertForSequenceClassification", "num_labels": 2},
+    "five labels": {"architecture": "BertForSequenceClassification", "num_labels": 5},
+}
+
+
+def ragged_pairs(count: int, seed: int = 0, longest: int = 60) -> list[tuple[str, str]]:
+    """Return pairs of 0 to `longest` words a side, most of them short."""
+    draw = random.Random(seed)
+    words = " ".join(SENTENCES).split()
+
+    def side() -> str:
+        return " ".join(draw.choices(words, k=int(longest * draw.random() ** 3)))
+
+    return [(side(), side()) for _ in range(count)]
+
+
+class Judge:
+    """A checkpoint in transformers, one pair at a time: no padding, no batch."""
+
+    def __init__(self, checkpoint: Path) -> None:
+        import transformers
+
+        architecture = json.loads((checkpoint / "config.json").read_text())["architectures"][0]
+        self.model = getattr(transformers, architecture).from_pretrained(checkpoint).eval()
+        self.tokenizer = transformers.PreTrainedTokenizerFast(
+            tokenizer_file=str(checkpoint / "tokenizer.json"), cls_token="[CLS]", sep_token="[SEP]"
+        )
+
+    def logits(self, pairs: list[tuple[str, str]], **options: Any) -> np.ndarray:
+        import torch
+
+        rows = []
+        for a, b in pairs:
+            encoded = self.tokenizer(
+                [a],
+                [b],
+                return_tensors="pt",
+                return_token_type_ids=True,  # this class leaves them out unless asked
+                truncation="longest_first",
+                **({"max_length": 512} | options),
+            )
+            with torch.no_grad():
+                output = self.model(**encoded)
+            rows.append(output.get("logits", output.get("seq_relationship_logits"))[0].numpy())
+        return np.stack(rows)
+
+
+@pytest.fixture(scope="module")
+def engine(make_bundle: Callable[..., Path]) -> Engine:
+    return Engine.load(make_bundle(), threads=1)
+
+
+@pytest.fixture
+def executed(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return the tokens of each batch that the executor is given from here on."""
+    tokens: list[int] = []
+    run = engine._executor.run
+    monkeypatch.setattr(
+        engine._executor, "run", lambda batch: tokens.append(len(batch.input_ids)) or run(batch)
+    )
+    return tokens
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_every_head_scores_as_transformers_does(make_checkpoint, make_bundle, head):
+    pairs = [*ragged_pairs(40), ("", ""), ("the man", ""), ("\x00", "\ufffd"), ("word " * 700, "man " * 300)]
+    wanted = Judge(make_checkpoint(**HEADS[head])).logits(pairs)
+    engine = Engine.load(make_bundle(**HEADS[head]), threads=1)
+    logits = engine.predict(pairs, output="logit")
+    assert np.abs(logits - wanted).max() <= 1e-4 * max(1, np.abs(wanted).max())
+    wanted = wanted.astype(np.float64)
+    if head == "one label":
+        wanted = 1 / (1 + np.exp(-wanted))
+    else:
+        wanted = np.exp(wanted) / np.exp(wanted).sum(axis=1, keepdims=True)
+    assert np.abs(engine.predict(pairs) - wanted).max() <= 1e-5
+    if head != "five labels":
+        column = 1 if head == "two labels" else 0
+        assert np.abs(engine.score(pairs) - wanted[:, column]).max() <= 1e-5
+
+
+@pytest.mark.parametrize("limit", [3, 5, 17, 64, 511])
+def test_truncated_pairs_score_as_transformers_scores_them(make_checkpoint, engine, limit):
+    pairs = [("word " * 600, "man " * 20), ("a", "rain " * 600), *ragged_pairs(10, seed=limit, longest=200)]
+    wanted = Judge(make_checkpoint()).logits(pairs, max_length=limit)
+    assert np.abs(engine.predict(pairs, output="logit", max_tokens=limit) - wanted).max() < 1e-4
+
+
+def test_a_score_does_not_depend_on_batch_mates_or_order(engine, make_bundle):
+    pairs = ragged_pairs(300, seed=1)
+    together = engine.score(pairs)
+    assert together.std() > 0.05  # a constant would pass everything below
+    alone = np.concatenate([engine.score([pair]) for pair in pairs])
+    assert np.abs(together - alone).max() <= 2e-6
+    order = np.random.default_rng(0).permutation(len(pairs))
+    assert np.abs(engine.score([pairs[i] for i in order]) - together[order]).max() <= 2e-6
+    for budget in (1, 100, 100_000):
+        other = Engine.load(make_bundle(), threads=1, max_batch_tokens=budget)
+        assert np.abs(other.score(pairs) - together).max() <= 2e-6
+
+
+def test_no_padding_is_executed(engine, executed):
+    pairs = ragged_pairs(200, seed=2)
+    engine.score(pairs)
+    asked = sum(len(engine.explain(*pair).tokens) for pair in set(pairs))
+    assert sum(executed[: -len(set(pairs))]) == asked
+    assert len(executed) - len(set(pairs)) > 1  # more than one batch, so that sorting and cutting took part
+
+
+def test_duplicates_cost_one(engine, executed):
+    values = engine.score([("the man", "went to the store")] * 10_000)
+    assert (
+        executed == [len(engine.explain("the man", "went to the store").tokens)] * 2
+    )  # one is explain's own
+    assert len(values) == 10_000
+    assert len(set(values.tolist())) == 1
+
+
+def test_empty_input_gives_empty_output(engine, executed):
+    assert engine.score([]).shape == (0,)
+    assert engine.score([]).dtype == np.float32
+    assert engine.predict([]).shape == (0, 2)
+    assert engine.rank("q", []) == []
+    assert list(engine.score_iter([])) == []
+    assert executed == []
+
+
+def test_any_iterable_of_any_pair_is_taken_and_left_as_it_was(engine):
+    pairs = [["the man", "went"], ["he", "slept"]]
+    before = [list(pair) for pair in pairs]
+    wanted = engine.score(pairs).tolist()
+    assert pairs == before
+    for form in (
+        tuple(map(tuple, pairs)),
+        np.array(pairs),
+        np.array(pairs, dtype=object),
+        (p for p in pairs),
+    ):
+        assert engine.score(form).tolist() == wanted
+
+
+def test_scores_are_float32_and_contiguous(engine):
+    values = engine.score([("a", "b"), ("c", "d")])
+    assert values.dtype == np.float32
+    assert values.flags.c_contiguous
+    assert engine.predict([("a", "b")]).dtype == np.float32
+
+
+def test_rank_orders_documents_and_keeps_ties_in_input_order(engine):
+    documents = [text for text in SENTENCES[:6] for _ in range(3)]
+    found = engine.rank("The man went to the store.", documents)
+    scores = [entry["score"] for entry in found]
+    assert scores == sorted(scores, reverse=True)
+    assert sorted(entry["corpus_id"] for entry in found) == list(range(len(documents)))
+    for one, other in itertools.pairwise(found):
+        if one["score"] == other["score"]:
+            assert one["corpus_id"] < other["corpus_id"]
+    assert len({entry["score"] for entry in found}) == 6
+    singly = engine.score([("The man went to the store.", text) for text in documents])
+    assert max(abs(entry["score"] - singly[entry["corpus_id"]]) for entry in found) < 1e-6
+
+
+def test_rank_gives_plain_values_and_cuts_to_top_k(engine):
+    documents = list(SENTENCES[:5])
+    found = engine.rank("The man went to the store.", documents, top_k=2, return_documents=True)
+    assert json.loads(json.dumps(found)) == found
+    assert [entry["text"] for entry in found] == [documents[entry["corpus_id"]] for entry in found]
+    assert found == engine.rank("The man went to the store.", documents, return_documents=True)[:2]
+    assert len(engine.rank("q", documents, top_k=99)) == 5
+
+
+def test_rank_tells_apart_what_float32_cannot(engine, monkeypatch):
+    """Margins of 20 and of 30 are both 1.0 as float32 probabilities."""
+    logits = np.float32([[20, 0], [30, 0], [25, 0]])
+    monkeypatch.setattr(engine._executor, "run", lambda batch: logits)
+    same_length = ["a", "b", "c"]
+    assert engine.score([("q", text) for text in same_length]).tolist() == [1, 1, 1]
+    assert [entry["corpus_id"] for entry in engine.rank("q", same_length)] == [1, 2, 0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((None, ["a"]), "query: expected str, got NoneType"),
+        (("q", "text"), "documents: expected an iterable of str, got str 'text'"),
+        (("q", None), "documents: expected an iterable of str, got None"),
+        (("q", ["a", None]), r"documents[1]: expected str, got NoneType"),
+        (("q", ["a", "\ud800"]), r"documents[1]: the second text has a lone surrogate"),
+        (("q", ["a"], 0), "top_k: expected a whole number from 1, got 0"),
+        (("q", ["a"], 1.5), "top_k: expected a whole number from 1, got 1.5"),
+    ],
+)
+def test_rank_refuses_by_name(engine, arguments, words):
+    with pytest.raises(InputError) as caught:
+        engine.rank(*arguments)
+    assert words in str(caught.value)
+
+
+def test_a_head_without_a_positive_label_predicts_but_does_not_score(make_bundle):
+    engine = Engine.load(make_bundle(**HEADS["five labels"]), threads=1)
+    for call in (lambda: engine.score([]), lambda: engine.rank("q", []), lambda: engine.score_iter([])):
+        with pytest.raises(InputError, match="none is declared positive"):
+            call()
+    assert engine.predict([("a", "b")]).shape == (1, len(engine.labels)) == (1, 5)
+    assert engine.explain("a", "b").score is None
+
+
+def test_a_label_declared_positive_at_export_is_the_score(make_bundle):
+    options = HEADS["five labels"] | {"labels": ["no", "little", "some", "much", "all"]}
+    engine = Engine.load(make_bundle(**options, positive="much"), threads=1)
+    pairs = ragged_pairs(5)
+    assert engine.score(pairs).tolist() == engine.predict(pairs)[:, 3].tolist()
+
+
+def test_a_stream_is_scored_lazily_and_in_order(engine):
+    pairs = ragged_pairs(400, seed=3)
+    read = []
+    stream = engine.score_iter(read.append(pair) or pair for pair in pairs)
+    first = next(stream)
+    assert isinstance(first, float)
+    assert len(read) == 64
+    assert np.abs(np.array([first, *stream]) - engine.score(pairs)).max() <= 2e-6
+    endless = engine.score_iter(itertools.cycle(pairs))
+    assert len(list(itertools.islice(endless, 2000))) == 2000
+
+
+@pytest.mark.parametrize("place", [0, 1, 63, 64, 200])
+@pytest.mark.parametrize("bad", [("a", None), ("a", "\ud800"), 5])
+def test_a_stream_gives_all_scores_before_a_bad_pair_and_names_it(engine, place, bad):
+    pairs = [*ragged_pairs(place), bad, ("a", "\udfff")]
+    given = []
+
+    def read() -> None:
+        given.extend(engine.score_iter(pairs))
+
+    with pytest.raises(InputError) as caught:
+        read()
+    assert caught.value.index == place
+    assert f"pairs[{place}]: " in str(caught.value)
+    assert len(given) == place
+
+
+def test_stream_options_are_refused_at_the_call(engine):
+    for options in ({"output": "x"}, {"truncation": "x"}, {"max_tokens": 1}):
+        with pytest.raises(InputError, match=next(iter(options))):
+            engine.score_iter([], **options)
+    with pytest.raises(InputError, match="pairs: expected an iterable"):
+        engine.score_iter("text")
+
+
+def test_a_call_that_truncates_says_so_once(engine, caplog):
+    pairs = [("word " * 30, "man"), ("a", "b"), ("word " * 30, "man"), ("man " * 40, "")]
+    with caplog.at_level(logging.WARNING, logger="segue"):
+        engine.score(pairs, max_tokens=20)
+        assert [record.getMessage() for record in caplog.records] == [
+            "3 of 4 pairs were longer than the limit and were truncated"
+        ]
+        caplog.clear()
+        list(engine.score_iter(pairs * 100, max_tokens=20))
+        assert [record.getMessage() for record in caplog.records] == [
+            "300 of 400 pairs were longer than the limit and were truncated"
+        ]
+        caplog.clear()
+        engine.score(pairs)
+        assert not caplog.records
+
+
+def test_explain_shows_what_the_model_sees(engine):
+    seen = engine.explain("The man", "went [SEP] zzq", max_tokens=512)
+    assert seen.tokens[:4] == ["[CLS]", "the", "man", "[SEP]"]
+    assert seen.tokens[-1] == "[SEP]"
+    assert seen.token_type_ids == [0] * 4 + [1] * (len(seen.tokens) - 4)
+    assert seen.positions == list(range(len(seen.tokens)))
+    assert seen.labels == ("IsNext", "NotNext")
+    assert seen.truncated == (0, 0)
+    assert seen.score == seen.probabilities[0] == engine.score([("The man", "went [SEP] zzq")])[0]
+    cut = engine.explain("man " * 30, "a " * 10, max_tokens=20, truncation="only_first")
+    assert cut.truncated == (23, 0)
+    assert len(cut.tokens) == 20
+
+
+def test_explain_of_no_strings_is_refused(engine):
+    with pytest.raises(InputError, match=r"expected \(str, str\), got \(str, None\)"):
+        engine.explain("a", None)
+
+
+def test_many_threads_share_an_engine(engine):
+    """24 threads, ragged batches of their own, each answer against the one computed alone."""
+    pairs = ragged_pairs(400, seed=4)
+    wanted = dict(zip(pairs, engine.score(pairs).tolist(), strict=True))
+    wrong: list[Any] = []
+
+    def work(seed: int) -> None:
+        draw = random.Random(seed)
+        try:
+            for _ in range(15):
+                some = draw.choices(pairs, k=draw.randint(0, 40))
+                for pair, value in zip(some, engine.score(some).tolist(), strict=True):
+                    if abs(value - wanted[pair]) > 2e-6:
+                        wrong.append((pair, value, wanted[pair]))
+        except Exception as error:
+            wrong.append(error)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(24)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+def test_an_engine_pickles_as_the_arguments_it_was_loaded_with(make_bundle):
+    engine = Engine.load(make_bundle(), threads=1, max_batch_tokens=777)
+    copy = pickle.loads(pickle.dumps(engine))
+    assert copy.info == engine.info
+    assert copy.score([("a", "b")]) == engine.score([("a", "b")])
+
+
+def test_an_engine_says_that_it_does_not_survive_a_fork(engine, monkeypatch):
+    monkeypatch.setattr(engine, "_process", os.getpid() + 1)
+    with pytest.raises(SegueError, match="loaded before a fork"):
+        engine.score([("a", "b")])
+
+
+def test_a_closed_engine_says_so(make_bundle):
+    with Engine.load(make_bundle(), threads=1) as engine:
+        engine.score([("a", "b")])
+    for call in (
+        lambda: engine.score([]),
+        lambda: engine.rank("q", ["d"]),
+        lambda: engine.explain("a", "b"),
+        lambda: engine.score_iter([]),
+    ):
+        with pytest.raises(SegueError, match="closed"):
+            call()
+    engine.close()
+
+
+def test_info_says_what_was_chosen(make_bundle):
+    engine = Engine.load(make_bundle(), threads=3, max_batch_tokens=100)
+    info = engine.info
+    manifest = read_bundle(make_bundle())
+    assert (info.executor, info.device, info.precision) == ("onnxruntime", "cpu", "float32")
+    assert (info.threads, info.max_batch_tokens, info.max_tokens) == (3, 100, 512)
+    assert Path(info.path) == make_bundle()
+    assert info.head == manifest.head
+    assert info.parity == manifest.parity
+    assert any("CPUExecutionProvider" in line for line in info.plan)
+
+
+def test_warmup_changes_nothing(engine, caplog):
+    before = engine.score([("a", "b")])
+    engine.warmup()
+    assert engine.score([("a", "b")]) == before
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"device": "gpu"}, InputError, "device: expected auto, cpu, cuda or cuda:N, got 'gpu'"),
+        ({"device": None}, InputError, "device"),
+        ({"executor": "tensorrt"}, InputError, "executor: expected one of auto, onnxruntime, triton"),
+        ({"precision": "int8"}, InputError, "precision: expected float32"),
+        ({"threads": 0}, InputError, "threads: expected a whole number from 1, got 0"),
+        ({"threads": 1.5}, InputError, "threads"),
+        ({"max_batch_tokens": -1}, InputError, "max_batch_tokens"),
+        ({"batch_invariant": "yes"}, InputError, "batch_invariant"),
+        ({"executor": "triton"}, ExecutorUnavailable, "executor='triton'"),
+        ({"precision": "float16"}, ExecutorUnavailable, "computes in float32"),
+        ({"device": "cuda", "executor": "onnxruntime"}, ExecutorUnavailable, "onnxruntime-gpu"),
+        ({"device": "cuda:1"}, ExecutorUnavailable, "device='cuda:1'"),
+    ],
+)
+def test_an_explicit_request_is_honoured_or_fails_by_name(make_bundle, options, error, words):
+    with pytest.raises(error) as caught:
+        Engine.load(make_bundle(), **options)
+    assert words in str(caught.value)
+
+
+def test_values_that_are_not_finite_name_the_pair(engine, monkeypatch):
+    def run(batch: Any) -> np.ndarray:
+        logits = np.zeros((len(batch.cu_seqlens) - 1, 2), dtype=np.float32)
+        logits[0] = np.nan  # the longest pair comes first
+        return logits
+
+    monkeypatch.setattr(engine._executor, "run", run)
+    with pytest.raises(SegueError, match=r"pairs\[2\]: the model's logits are not finite"):
+        engine.score([("a", "b"), ("a", "b"), ("the man went", "to the store")])
+
+
+def test_a_checkpoint_folder_is_exported_once(make_checkpoint, make_bundle, tmp_path, monkeypatch):
+    import shutil
+
+    import segue.export
+
+    monkeypatch.setenv("SEGUE_CACHE", str(tmp_path / "cache"))
+    checkpoint = Path(shutil.copytree(make_checkpoint(), tmp_path / "checkpoint"))
+    pairs = ragged_pairs(5)
+    wanted = Engine.load(make_bundle(), threads=1).score(pairs)
+    assert np.abs(Engine.load(checkpoint, threads=1).score(pairs) - wanted).max() <= 2e-6
+    exports = []
+    export = segue.export.export_checkpoint
+    monkeypatch.setattr(
+        segue.export, "export_checkpoint", lambda *a, **k: exports.append(a) or export(*a, **k)
+    )
+    Engine.load(checkpoint)
+    assert exports == []
+    os.utime(checkpoint / "model.safetensors", ns=(0, 0))  # another state of the checkpoint
+    Engine.load(checkpoint)
+    assert len(exports) == 1

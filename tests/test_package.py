@@ -1,0 +1,105 @@
+"""The wheel: what is in it, what it weighs, and that it works where there is no checkout."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+ROOMS = {"engine": "segue", "kernels": "segue/kernels", "export": "segue/export"}
+
+
+def _run(*command: str | Path, cwd: Path) -> str:
+    done = subprocess.run(
+        [str(part) for part in command], capture_output=True, text=True, cwd=cwd, check=False
+    )
+    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    # From a copy of what git tracks: a build in the checkout would leave its own folder there.
+    source = tmp_path_factory.mktemp("source")
+    tracked = _run("git", "ls-files", "-z", cwd=ROOT).split("\0")
+    for name in filter(None, tracked):
+        if (ROOT / name).is_file():
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            (source / name).write_bytes((ROOT / name).read_bytes())
+    _run(sys.executable, "-P", "-m", "build", "--wheel", "--outdir", folder, source, cwd=folder)
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a fresh environment that holds the wheel with the `cpu` extra, and nothing else."""
+    folder = tmp_path_factory.mktemp("environment")
+    _run(sys.executable, "-m", "venv", folder, cwd=folder)
+    pip = [folder / "bin" / "python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    _run(*pip, "--constraint", ROOT / "constraints.txt", f"{wheel}[cpu]", cwd=folder)
+    return folder
+
+
+def test_the_wheel_holds_every_source_file_and_the_default_model(wheel):
+    names = set(zipfile.ZipFile(wheel).namelist())
+    for room, package in ROOMS.items():
+        for path in (ROOT / room).rglob("*.py"):
+            inside = f"{package}/{path.relative_to(ROOT / room).as_posix()}"
+            assert inside in names, f"{inside} is not in the wheel"
+    for name in ("model.onnx", "tokenizer.json", "segue.json", "README.md"):
+        assert f"segue/models/nsp-minilm/{name}" in names
+    assert "segue/py.typed" in names
+    assert not [
+        name for name in names if name.split("/")[0] in ("engine", "kernels", "export", "tests", "bench")
+    ]
+
+
+def test_the_default_model_is_under_48_megabytes():
+    assert sum(path.stat().st_size for path in (ROOT / "engine/models").rglob("*")) < 48e6
+
+
+def test_the_cpu_environment_is_light(installed):
+    """Everything in it, interpreter links and pip of the fresh environment aside."""
+    site = next((installed / "lib").glob("python*/site-packages"))
+    packages = {path.name.split("-")[0].lower() for path in site.glob("*.dist-info")}
+    assert not packages & {"torch", "triton", "onnx", "transformers", "safetensors"}
+    ours = [path for path in site.iterdir() if not path.name.startswith(("pip", "setuptools", "_distutils"))]
+    files = [p for top in ours for p in ([top] if top.is_file() else top.rglob("*")) if p.is_file()]
+    assert sum(path.stat().st_size for path in files) < 280e6
+
+
+def test_the_installed_package_scores_the_seeds_outside_the_checkout(installed, tmp_path):
+    out = _run(
+        installed / "bin" / "segue", "score", "--scores-only", ROOT / "tests" / "seeds.tsv", cwd=tmp_path
+    )
+    milk, penguins, sleeping, rates = map(float, out.split())
+    assert milk > 0.5
+    assert milk > penguins
+    assert sleeping > 0.5
+    assert sleeping > rates
+
+
+def test_from_an_installed_segue_a_bare_kernels_is_not_ours(installed, tmp_path):
+    code = "import segue, segue.kernels, importlib.util as u; print(u.find_spec('kernels'), u.find_spec('export'))"
+    assert _run(installed / "bin" / "python", "-c", code, cwd=tmp_path).split() == ["None", "None"]
+
+
+def test_what_the_cpu_extra_has_not_is_named(installed, tmp_path):
+    """`segue export` there needs torch: the message says which extra installs it."""
+    (tmp_path / "config.json").write_text("{}")
+    done = subprocess.run(
+        [installed / "bin" / "segue", "export", tmp_path, tmp_path / "out"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "segue[export]" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
