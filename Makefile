@@ -21,7 +21,7 @@ check: .venv/dev  ## format, lint, types of the public face
 	MYPYPATH=build/typing $(BIN)/mypy --package segue
 
 model: .venv/test  ## train and export the default model again, from corpora fetched by package clients
-	$(BIN)/python -m segue.export.default_model
+	$(BIN)/python -P -m segue.export.default_model
 
 clean:
 	rm -rf .venv build

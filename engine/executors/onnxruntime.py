@@ -97,9 +97,10 @@ def _session(model: Path, providers: list[Any], threads: int) -> Any:
         threads  # given, so ONNX Runtime neither counts the host's cores nor pins threads
     )
     options.inter_op_num_threads = 1
-    options.enable_mem_pattern = (
-        False  # a pattern is kept for every shape ever seen, and ours are all different
-    )
+    # A pattern is kept for every shape ever seen, and an arena the most that any of them needed; neither gains time
+    # where all shapes differ.
+    options.enable_mem_pattern = False
+    options.enable_cpu_mem_arena = False
     options.log_severity_level = 3  # errors; what a warning would say is checked and raised here
     try:
         return onnxruntime.InferenceSession(str(model), options, providers=providers)
