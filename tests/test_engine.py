@@ -404,6 +404,22 @@ def test_an_explicit_request_is_honoured_or_fails_by_name(make_bundle, options, 
     assert words in str(caught.value)
 
 
+def test_a_cuda_provider_that_does_not_start_is_no_silent_cpu(make_bundle, monkeypatch):
+    """As on a machine with onnxruntime-gpu and no GPU: the provider is listed, and the session lacks it."""
+    import onnxruntime
+
+    monkeypatch.setattr(
+        onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    )
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None)
+    with (
+        pytest.raises(ExecutorUnavailable, match="device='cuda:0'.* did not start"),
+        pytest.warns(UserWarning),
+    ):
+        Engine.load(make_bundle(), device="cuda", executor="onnxruntime")
+    assert Engine.load(make_bundle()).info.device == "cpu"
+
+
 def test_values_that_are_not_finite_name_the_pair(engine, monkeypatch):
     def run(batch: Any) -> np.ndarray:
         logits = np.zeros((len(batch.cu_seqlens) - 1, 2), dtype=np.float32)

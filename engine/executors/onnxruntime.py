@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -44,16 +46,12 @@ class OnnxRuntimeExecutor:
                 f"precision={precision!r}: the onnxruntime executor computes in float32 "
                 "(a bundle may store its weights as float16 all the same)"
             )
+        if device == "auto":
+            device = "cuda" if _CUDA in onnxruntime.get_available_providers() and _driver_loads() else "cpu"
         if device == "cpu":
-            return cls(_session(model, [_CPU], threads), "cpu", threads)
-        try:
-            number = int(device.partition(":")[2] or 0)
-            session = _cuda_session(model, number, threads)
-            return cls(session, f"cuda:{number}", threads)
-        except ExecutorUnavailable:
-            if device != "auto":
-                raise
-            return cls(_session(model, [_CPU], threads), "cpu", threads)
+            return cls(_session(model, [_CPU], threads), device, threads)
+        number = int(device.partition(":")[2] or 0)
+        return cls(_cuda_session(model, number, threads), f"cuda:{number}", threads)
 
     def run(self, batch: PackedBatch) -> NDArray[np.float32]:
         """Return the logits `[B, C]`."""
@@ -82,6 +80,7 @@ def _cuda_session(model: Path, number: int, threads: int) -> Any:
             f"device='cuda:{number}': this onnxruntime has no CUDA provider; onnxruntime-gpu has: "
             "pip uninstall onnxruntime && pip install 'segue[gpu]'"
         )
+    onnxruntime.preload_dlls()  # finds CUDA and cuDNN where pip put them, with torch or on their own
     session = _session(model, [(_CUDA, {"device_id": number}), _CPU], threads)
     if session.get_providers()[0] != _CUDA:  # it falls back to the CPU with no more than a line in the log
         raise ExecutorUnavailable(
@@ -91,13 +90,22 @@ def _cuda_session(model: Path, number: int, threads: int) -> Any:
     return session
 
 
+def _driver_loads() -> bool:
+    """Tell whether there is an NVIDIA driver: without one, ONNX Runtime fills stderr when asked."""
+    try:
+        ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return False
+    return True
+
+
 def _session(model: Path, providers: list[Any], threads: int) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = (
         threads  # given, so ONNX Runtime neither counts the host's cores nor pins threads
     )
     options.inter_op_num_threads = 1
-    # A pattern is kept for every shape ever seen, and an arena the most that any of them needed; neither gains time
+    # A pattern is kept for every shape ever seen, an arena the most that any of them needed. Neither gains time
     # where all shapes differ.
     options.enable_mem_pattern = False
     options.enable_cpu_mem_arena = False
