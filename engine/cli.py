@@ -1,8 +1,8 @@
 """The command line: arguments, messages, exit codes. What a command does is in `segue.commands`.
 
-Nothing heavy is imported until a command runs. Errors are one line on stderr. Exit codes: 0 all done, 1 failed,
-2 bad usage or input; where a signal ends the process, what a shell expects: 130 for Ctrl-C, 141 where the
-reader of stdout has gone, 143 for SIGTERM.
+Nothing heavy is imported until a command runs. Errors are one line on stderr. Exit codes: 0 all done,
+1 failed, 2 bad usage or input; where a signal ends the process, what a shell expects: 130 for Ctrl-C, 141
+where the reader of stdout has gone, 143 for SIGTERM.
 """
 
 from __future__ import annotations
@@ -73,6 +73,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--version", action="version", version=f"segue {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    wanted = next((word for word in argv if not word.startswith("-")), None)
     for name, (summary, add_arguments) in _COMMANDS.items():
         command = commands.add_parser(
             name,
@@ -82,10 +83,13 @@ def _parse(argv: list[str]) -> argparse.Namespace:
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
-        if argv[:1] == [name]:  # the others are only listed: their arguments may cost an import
-            command.set_defaults(extra=None)
+        if name == wanted:  # the others are only listed: their arguments may cost an import
+            command.set_defaults(extra=None, fail=command.error)
             add_arguments(command)
-    return parser.parse_args(argv)
+    arguments, unknown = parser.parse_known_args(argv)
+    if unknown:  # parse_args would show how to use segue, not the command
+        arguments.fail(f"unrecognized arguments: {' '.join(unknown)}")
+    return arguments
 
 
 def _add_score(parser: argparse.ArgumentParser) -> None:
@@ -157,15 +161,16 @@ def _commands() -> ModuleType:
 
 
 def _add_table(parser: argparse.ArgumentParser, columns: str) -> None:
-    formats = ("tsv", "csv", "jsonl")
+    from segue.tables import FORMATS
+
     group = parser.add_argument_group("tables")
     parser.add_argument("file", metavar="FILE", nargs="?", default="-", help="default: stdin")
     group.add_argument(
         "-o", dest="out", metavar="OUT", default="-", help="written whole or not at all; default: stdout"
     )
-    group.add_argument("--format", choices=formats, help="of FILE")
+    group.add_argument("--format", choices=FORMATS, help="of FILE")
     group.add_argument(
-        "--output-format", choices=formats, help="of OUT; default: by its ending, else that of FILE"
+        "--output-format", choices=FORMATS, help="of OUT; default: by its ending, else that of FILE"
     )
     group.add_argument("--columns", metavar=columns, help="to read: names, or numbers from 1")
     group.add_argument("--header", action="store_true", help="a TSV begins with the names of its columns")

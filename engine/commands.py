@@ -9,16 +9,16 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
+from segue.columns import DOCUMENT, PAIR
 from segue.engine import Engine
 from segue.errors import InputError
 from segue.files import STREAM, destination, source
 from segue.results import write_scores
-from segue.tables import DOCUMENT, PAIR, Row, Table, format_of, read_table
+from segue.tables import Row, Table, format_of, read_table
 from segue.terminal import Progress, describe, explanation_text
 
 __all__ = ["explain", "info", "rank", "score"]
@@ -48,10 +48,7 @@ def rank(arguments: argparse.Namespace) -> None:
     """Write the documents of a file that best fit the query, best first. Holds all of them in memory."""
     with _tables(arguments, DOCUMENT) as (_, table, out), _engine(arguments) as engine:
         rows = list(table.rows)
-        try:
-            ranked = engine.rank(arguments.query, [row.texts[0] for row in rows], arguments.top_k)
-        except InputError as error:
-            raise _at_line(error, table, rows) from error
+        ranked = engine.rank(arguments.query, [row.texts[0] for row in rows], arguments.top_k)
         scored = ((rows[entry["corpus_id"]], (entry["score"],)) for entry in ranked)
         _write(arguments, out, table, scored, [arguments.score_name])
 
@@ -109,13 +106,12 @@ def _write(
     scored: Iterable[tuple[Row, Sequence[float | np.float32]]],
     names: list[str],
 ) -> None:
-    followed = table.format if not Path(arguments.out).suffix else None
     write_scores(
         out,
         table,
         scored,
         names,
-        format=format_of(arguments.out, arguments.output_format or followed),
+        format=format_of(arguments.out, arguments.output_format, otherwise=table.format),
         header=arguments.header,
         scores_only=arguments.scores_only,
     )
@@ -145,14 +141,10 @@ def _in_step(
             if not waiting:
                 out.flush()  # whoever reads a pipe sees each window as it is done
     except InputError as error:
-        raise _at_line(error, table, [row for row, _ in waiting], done) from error
-
-
-def _at_line(error: InputError, table: Table, rows: Sequence[Row], skipped: int = 0) -> InputError:
-    """Return the error with the line of its pair for the pair's index; `rows` are those after `skipped`."""
-    if error.index is None:
-        return error
-    return InputError(f"{table.name}:{rows[error.index - skipped].line}: {error.reason}")
+        if error.index is None:
+            raise
+        row, _ = waiting[error.index - done]
+        raise InputError(f"{table.name}:{row.line}: {error.reason}") from error
 
 
 def _json(record: dict[str, Any]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
@@ -29,8 +28,6 @@ _MAX_BATCH_TOKENS = (
     4096  # tokens; larger batches leave the cache, smaller ones leave the matrix products short
 )
 _GRID_SLACK = 2  # attention on ONNX Runtime may compute this many times the batch's tokens, padding included
-
-_logger = logging.getLogger("segue")
 
 
 class Engine:
@@ -282,18 +279,25 @@ class Engine:
         truncated = seen = 0
         try:
             for start, window in windows(pairs):
-                bad = None
-                try:
-                    encoded = self._encode(window, truncation, max_tokens)
-                except InputError as error:
-                    bad = InputError(error.reason, index=start + (error.index or 0))
-                    yield from self._stream(window[: error.index], output, truncation, max_tokens)
-                    raise bad from None
+                encoded, error = self._encode_until_bad(window, truncation, max_tokens)
                 truncated += int(_truncated(encoded).sum())
-                seen += len(window)
+                seen += len(encoded.inverse)
                 yield from scores(self._logits(encoded), self._manifest.head, output)
+                if error is not None:
+                    raise InputError(error.reason, index=start + len(encoded.inverse))
         finally:
             _warn_truncated(truncated, seen)
+
+    def _encode_until_bad(
+        self, pairs: list[Any], truncation: str, max_tokens: int | None
+    ) -> tuple[Encoded, InputError | None]:
+        """Encode the pairs before the first bad one, and return what is wrong with that one."""
+        bad = None
+        while True:  # another kind of fault may lie further ahead, and is found only once the first is gone
+            try:
+                return self._encode(pairs, truncation, max_tokens), bad
+            except InputError as error:
+                bad, pairs = error, pairs[: error.index]
 
 
 def _bundle_folder(path: str | os.PathLike[str] | None) -> Path:
@@ -324,4 +328,8 @@ def _truncated(encoded: Encoded) -> NDArray[np.bool_]:
 
 def _warn_truncated(count: int, pairs: int) -> None:
     if count:
-        _logger.warning("%d of %d pairs were longer than the limit and were truncated", count, pairs)
+        import logging  # 7 ms that a call which truncates nothing need not pay
+
+        logging.getLogger("segue").warning(
+            "%d of %d pairs were longer than the limit and were truncated", count, pairs
+        )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import platform
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,7 @@ class Info:
             source=manifest.source,
             parity=manifest.parity,
             versions=manifest.versions,
-            python=platform.python_version(),
+            python=sys.version.split()[0],
         )
 
 

@@ -14,35 +14,26 @@ from __future__ import annotations
 import codecs
 import csv
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+from segue.columns import DOCUMENT, PAIR, counted, invented_names, pick
 from segue.errors import InputError
 
-__all__ = ["DOCUMENT", "FORMATS", "PAIR", "Row", "Table", "format_of", "read_table"]
+__all__ = ["FORMATS", "Row", "Table", "format_of", "read_table"]
 
 FORMATS = ("tsv", "csv", "jsonl")
 _ENDINGS = {".txt": "tsv", ".tab": "tsv", ".tsv": "tsv", ".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
 
-# The names by which columns are found when none are asked for; nameless columns are called by the first.
-PAIR = (
-    ("a", "b"),
-    ("text_a", "text_b"),
-    ("sentence1", "sentence2"),
-    ("sentence_a", "sentence_b"),
-    ("premise", "hypothesis"),
-    ("question", "answer"),
-    ("query", "passage"),
-    ("query", "document"),
-)
-DOCUMENT = (("text",), ("document",), ("passage",))
-
 # Characters. The csv module's own limit of 131,072 would refuse a long passage; without any, a quote that is
 # never closed would take the rest of the file into memory.
 _LONGEST_CSV_FIELD = 1 << 26
+
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")  # what only a JSON escape can bring into a text
 
 _Record = list[Any] | dict[str, Any]
 _Parsed = tuple[
@@ -50,14 +41,14 @@ _Parsed = tuple[
 ]  # the line it begins on, the columns ([] for a blank line), JSONL: the line itself
 
 
-def format_of(path: str, given: str | None = None) -> str:
-    """Return the format of the file at `path`: the one given, or else what its ending says (none: TSV).
+def format_of(path: str, given: str | None = None, *, otherwise: str | None = None) -> str:
+    """Return the format of the file at `path`: the one given, or what its ending says, or `otherwise`.
 
     Raises:
-        InputError: the ending names no format.
+        InputError: none of them says; a path without an ending, as stdin's, is TSV.
     """
     ending = Path(path).suffix.lower()
-    found = given or (_ENDINGS.get(ending) if ending else "tsv")
+    found = given or _ENDINGS.get(ending) or otherwise or (None if ending else "tsv")
     if found is None:
         raise InputError(f"{path}: {ending} names no format: say one of {', '.join(FORMATS)}")
     return found
@@ -86,7 +77,9 @@ def read_table(
         InputError: now, or later from `rows`; names the file, the line (from 1) and what is wrong with it.
     """
     parsed = _PARSERS[format](_lines(file, name), name)
-    if format != "tsv" or known is not DOCUMENT:
+    if format == "tsv" and known is DOCUMENT:
+        parsed = ((line, record or [""], text) for line, record, text in parsed)
+    else:
         parsed = _without_last_blanks(parsed, name)
     first = next(parsed, None)
     if first is None:
@@ -94,15 +87,15 @@ def read_table(
     line, record, _ = first
     if isinstance(record, dict):
         names = list(record)
-        picked = _pick(columns, names, known, f"{name}:{line}", numbered=False)
+        picked = pick(columns, names, known, f"{name}:{line}", numbered=False)
         places: list[Any] = [names[index] for index in picked]
         return Table(name, format, names, _rows(chain([first], parsed), places, None, name))
-    width = max(len(record), 1)  # a blank first document is one column
+    width = len(record)
     named = format == "csv" or (format == "tsv" and header)
     names = record if named else [""] * width
-    picked = _pick(columns, names, known, f"{name}:{line}", numbered=True)
+    picked = pick(columns, names, known, f"{name}:{line}", numbered=True)
     if not named:
-        names, parsed = _invented_names(width, picked, known[0]), chain([first], parsed)
+        names, parsed = invented_names(width, picked, known[0]), chain([first], parsed)
     return Table(name, format, names, _rows(parsed, picked, width, name))
 
 
@@ -173,61 +166,18 @@ def _rows(parsed: Iterable[_Parsed], places: list[Any], width: int | None, name:
             raise InputError(
                 f"{name}:{line}: expected an {kinds}, as on the first line, got {_json_type(record)}"
             )
-        if width is not None and len(record or [""]) != width:
-            raise InputError(f"{name}:{line}: {_columns(len(record))}, expected {width}")
+        if width is not None and len(record) != width:
+            raise InputError(f"{name}:{line}: {counted(len(record))}, expected {width}")
         try:
-            texts = tuple([(record or [""])[place] for place in places])
+            texts = tuple([record[place] for place in places])
         except KeyError as error:
             raise InputError(f"{name}:{line}: no key {error.args[0]!r}") from error
         for place, value in zip(places, texts, strict=True):
-            if not isinstance(value, str):
+            if not isinstance(value, str) or ("\\u" in text and _LONE_SURROGATE.search(value)):
                 where = place if width is None else f"item {place + 1}"
-                raise InputError(f"{name}:{line}: {where}: expected a string, got {_json_type(value)}")
-        yield Row(line, texts, record or [""], text)
-
-
-def _pick(
-    wanted: str | None, names: list[str], known: Sequence[tuple[str, ...]], where: str, *, numbered: bool
-) -> list[int]:
-    """Return the places of the columns to read; `names` are "" where there are none, keys not `numbered`."""
-    count = len(known[0])
-    if wanted is not None:
-        parts = [part.strip() for part in wanted.split(",")]
-        if len(parts) != count:
-            expected = "one name or number" if count == 1 else "two names or numbers, A,B"
-            raise InputError(f"columns: expected {expected}, got {wanted!r}")
-        return [_place(part, names, where, numbered=numbered) for part in parts]
-    usual = [texts for texts in known if all(names.count(text) == 1 for text in texts)]
-    if len(usual) == 1:
-        return [names.index(text) for text in usual[0]]
-    if numbered and len(names) == count:  # the place of a key means nothing
-        return list(range(count))
-    given = _columns(len(names)) + (f" ({', '.join(names)})" if any(names) else "")
-    if len(names) < count:
-        raise InputError(f"{where}: {given}, expected {count}")
-    raise InputError(f"{where}: {given}: say with --columns which to read")
-
-
-def _place(part: str, names: list[str], where: str, *, numbered: bool) -> int:
-    if part and names.count(part) > 1:
-        raise InputError(f"{where}: {names.count(part)} columns are called {part!r}: give a number")
-    if part and part in names:
-        return names.index(part)
-    if numbered and part.isdecimal() and 1 <= int(part) <= len(names):
-        return int(part) - 1
-    there = ", ".join(names) if any(names) else f"{_columns(len(names))} without names"
-    raise InputError(f"{where}: no column {part!r}: there are {there}")
-
-
-def _invented_names(width: int, picked: list[int], usual: tuple[str, ...]) -> list[str]:
-    names = [f"column_{number}" for number in range(1, width + 1)]
-    for place, name in zip(picked, usual, strict=True):
-        names[place] = name
-    return names
-
-
-def _columns(count: int) -> str:
-    return "1 column" if count == 1 else f"{count} columns"
+                got = "half a surrogate pair" if isinstance(value, str) else _json_type(value)
+                raise InputError(f"{name}:{line}: {where}: expected a string, got {got}")
+        yield Row(line, texts, record, text)
 
 
 def _json_type(value: Any) -> str:

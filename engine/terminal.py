@@ -15,33 +15,23 @@ from segue.report import Explanation
 __all__ = ["Progress", "describe", "explanation_text"]
 
 
-def explanation_text(explanation: Explanation) -> str:
+def explanation_text(seen: Explanation) -> str:
     """Return the tokens of a pair as a table, what was cut off, and what each label got."""
     tokens = [
-        (str(place), _printable(token), str(number), str(segment), str(position))
-        for place, (token, number, segment, position) in enumerate(
-            zip(
-                explanation.tokens,
-                explanation.token_ids,
-                explanation.token_type_ids,
-                explanation.positions,
-                strict=True,
-            )
+        (str(position), _printable(token), str(number), str(segment))
+        for position, token, number, segment in zip(
+            seen.positions, seen.tokens, seen.token_ids, seen.token_type_ids, strict=True
         )
     ]
     labels = [
         (_printable(label), f"{logit:.4f}", f"{probability:.6f}")
-        for label, logit, probability in zip(
-            explanation.labels, explanation.logits, explanation.probabilities, strict=True
-        )
+        for label, logit, probability in zip(seen.labels, seen.logits, seen.probabilities, strict=True)
     ]
-    first, second = explanation.truncated
-    score = (
-        "none, as no label is the positive one" if explanation.score is None else f"{explanation.score:.6f}"
-    )
+    first, second = seen.truncated
+    score = "none, as no label is the positive one" if seen.score is None else f"{seen.score:.6f}"
     return "\n".join(
         [
-            *_aligned([("", "token", "id", "segment", "position"), *tokens], left=(1,)),
+            *_aligned([("position", "token", "id", "segment"), *tokens], left=(1,)),
             "",
             f"{len(tokens)} tokens; truncated: {first} from A, {second} from B",
             "",
@@ -97,7 +87,7 @@ def _printable(text: str) -> str:
 
 
 class Progress:
-    """A bar on stderr where that is a terminal, else nothing. Counts the bytes of a file, the rows of a pipe."""
+    """A bar on stderr, where that is a terminal. Counts the bytes of a file, the rows of a pipe."""
 
     def __init__(self, file: BinaryIO, *, wanted: bool = True) -> None:
         """Watch how `file` is read. `wanted` is false where the bar would run through other output."""
@@ -106,8 +96,8 @@ class Progress:
         self._rows = 0
         if not (wanted and sys.stderr.isatty()):
             return
-        from tqdm import tqdm  # type: ignore[import-untyped]
-        from tqdm.contrib.logging import logging_redirect_tqdm  # type: ignore[import-untyped]
+        from tqdm import tqdm
+        from tqdm.contrib.logging import logging_redirect_tqdm
 
         self._file, size = file, _size(file)
         self._by_bytes = size is not None

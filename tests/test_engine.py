@@ -266,6 +266,17 @@ def test_a_stream_gives_all_scores_before_a_bad_pair_and_names_it(engine, place,
     assert len(given) == place
 
 
+def test_a_stream_that_truncates_before_a_bad_pair_says_so_once(engine, caplog):
+    stream = engine.score_iter([("word " * 30, "man"), ("a", "\ud800"), ("a", None)], max_tokens=20)
+    with caplog.at_level(logging.WARNING, logger="segue"):
+        assert isinstance(next(stream), float)
+        with pytest.raises(InputError, match=r"pairs\[1\]: the second text has a lone surrogate"):
+            next(stream)
+    assert [record.getMessage() for record in caplog.records] == [
+        "1 of 1 pairs were longer than the limit and were truncated"
+    ]
+
+
 def test_stream_options_are_refused_at_the_call(engine):
     for options in ({"output": "x"}, {"truncation": "x"}, {"max_tokens": 1}):
         with pytest.raises(InputError, match=next(iter(options))):
@@ -413,8 +424,8 @@ def test_a_cuda_provider_that_does_not_start_is_no_silent_cpu(make_bundle, monke
     )
     monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None)
     with (
-        pytest.raises(ExecutorUnavailable, match="device='cuda:0'.* did not start"),
-        pytest.warns(UserWarning),
+        pytest.raises(ExecutorUnavailable, match=r"device='cuda:0'.* did not start"),
+        pytest.warns(UserWarning, match="CUDAExecutionProvider"),
     ):
         Engine.load(make_bundle(), device="cuda", executor="onnxruntime")
     assert Engine.load(make_bundle()).info.device == "cpu"

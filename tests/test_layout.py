@@ -120,14 +120,17 @@ def test_the_twins_need_torch_alone():
 
 
 def test_import_costs_little_more_than_what_it_stands_on():
-    """Best of several fresh interpreters each, in turn: at most 1.3 times numpy, tokenizers and onnxruntime."""
-    seconds: dict[str, list[float]] = {"import segue": [], "import numpy, tokenizers, onnxruntime": []}
-    for _ in range(7):
+    """At most 1.3 times numpy, tokenizers and onnxruntime, all that scoring needs included."""
+    packages = "import numpy, tokenizers, onnxruntime"
+    whole = "import segue.executors.onnxruntime; from segue import Engine"
+    seconds: dict[str, list[float]] = {packages: [], whole: [], "import segue": []}
+    for _ in range(9):  # fresh interpreters, in turn; the best of each counts
         for statement, taken in seconds.items():
             code = f"import time; t = time.perf_counter()\n{statement}\nprint(time.perf_counter() - t)"
             taken.append(float(_python(code)))
-    ours, theirs = (min(taken) for taken in seconds.values())
-    assert ours <= 1.3 * theirs, f"import segue: {ours:.3f} s, the packages alone: {theirs:.3f} s"
+    best = {statement: min(taken) for statement, taken in seconds.items()}
+    assert best["import segue"] <= 0.3 * best[packages], best
+    assert best[whole] <= 1.3 * best[packages], best
 
 
 def test_a_bare_kernels_is_never_ours():

@@ -86,7 +86,7 @@ def test_the_installed_package_scores_the_seeds_outside_the_checkout(installed, 
 
 
 def test_from_an_installed_segue_a_bare_kernels_is_not_ours(installed, tmp_path):
-    code = "import segue, segue.kernels, importlib.util as u; print(u.find_spec('kernels'), u.find_spec('export'))"
+    code = "import segue.kernels, importlib.util as u; print(u.find_spec('kernels'), u.find_spec('export'))"
     assert _run(installed / "bin" / "python", "-c", code, cwd=tmp_path).split() == ["None", "None"]
 
 

@@ -105,8 +105,8 @@ def _session(model: Path, providers: list[Any], threads: int) -> Any:
         threads  # given, so ONNX Runtime neither counts the host's cores nor pins threads
     )
     options.inter_op_num_threads = 1
-    # A pattern is kept for every shape ever seen, an arena the most that any of them needed. Neither gains time
-    # where all shapes differ.
+    # A pattern is kept for every shape ever seen, an arena the most that any of them needed. Neither gains
+    # time where all shapes differ.
     options.enable_mem_pattern = False
     options.enable_cpu_mem_arena = False
     options.log_severity_level = 3  # errors; what a warning would say is checked and raised here
