@@ -343,8 +343,9 @@ def test_each_window_reaches_a_pipe_as_it_is_done(bundle: Path) -> None:
     process.stdin.write(TSV * 50)
     process.stdin.flush()
     assert process.stdout.readline().startswith(b"the man")  # stdin is still open
-    out, _ = process.communicate()
-    assert (process.returncode, out.count(b"\n")) == (0, 50 * len(PAIRS) - 1)
+    process.stdin.close()
+    out = process.stdout.read()
+    assert (process.wait(), out.count(b"\n")) == (0, 50 * len(PAIRS) - 1)
 
 
 def test_progress_is_for_terminals(bundle: Path, tmp_path: Path) -> None:
