@@ -24,10 +24,10 @@ from segue.windows import windows
 __all__ = ["DEFAULT_MODEL", "Engine"]
 
 DEFAULT_MODEL = Path(__file__).parent / "models" / "nsp-minilm"
-_MAX_BATCH_TOKENS = (
-    4096  # tokens; larger batches leave the cache, smaller ones leave the matrix products short
-)
-_GRID_SLACK = 2  # attention on ONNX Runtime may compute this many times the batch's tokens, padding included
+# Tokens run at once: more leave the cache, fewer leave the matrix products short.
+_MAX_BATCH_TOKENS = 2048
+# Attention on ONNX Runtime lays pairs out as a grid, which may be this many times the tokens of a full batch.
+_GRID_SLACK = 2
 
 
 class Engine:
