@@ -8,6 +8,8 @@ import logging
 import os
 import pickle
 import random
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -353,10 +355,27 @@ def test_an_engine_pickles_as_the_arguments_it_was_loaded_with(make_bundle):
     assert copy.score([("a", "b")]) == engine.score([("a", "b")])
 
 
-def test_an_engine_says_that_it_does_not_survive_a_fork(engine, monkeypatch):
-    monkeypatch.setattr(engine, "_process", os.getpid() + 1)
-    with pytest.raises(SegueError, match="loaded before a fork"):
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_an_engine_says_that_it_does_not_survive_a_fork(make_bundle):
+    """Without the check the child waits for threads that it does not have, for ever."""
+    code = f"""
+import os, sys
+from segue import Engine, SegueError
+engine = Engine.load({str(make_bundle())!r}, threads=2)
+engine.score([("a", "b")])
+child = os.fork()
+if child == 0:
+    try:
         engine.score([("a", "b")])
+    except SegueError as error:
+        os._exit(7 if "loaded before a fork" in str(error) else 8)
+    os._exit(9)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), engine.score([("a", "b")]).shape)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.stdout.split() == ["7", "(1,)"], done.stderr
 
 
 def test_a_closed_engine_says_so(make_bundle):
