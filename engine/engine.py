@@ -301,6 +301,8 @@ class Engine:
 
 
 def _bundle_folder(path: str | os.PathLike[str] | None) -> Path:
+    if not isinstance(path, str | os.PathLike | None):
+        raise InputError(f"path: expected a folder's name or None, got {path!r}")
     folder = DEFAULT_MODEL if path is None else Path(path)
     if (folder / MANIFEST).is_file():
         return folder.resolve()

@@ -11,7 +11,7 @@ from typing import Any
 import onnx
 import pytest
 
-from segue import BundleError, Engine
+from segue import BundleError, Engine, InputError
 from segue.bundle import MANIFEST, MODEL, TOKENIZER, read_bundle, sha256, write_manifest
 from segue.onnx_file import external_data_locations
 
@@ -115,6 +115,8 @@ def test_folders_that_are_no_bundle_are_told_apart(tmp_path):
         Engine.load(tmp_path / "nowhere")
     with pytest.raises(BundleError, match="neither a bundle"):
         Engine.load(tmp_path)
+    with pytest.raises(InputError, match="path: expected a folder's name or None, got 5"):
+        Engine.load(5)
 
 
 def _with_external_data(bundle: Path, location: str) -> onnx.TensorProto:
