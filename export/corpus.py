@@ -15,11 +15,10 @@ from segue.errors import InputError
 
 # Words whose full stop ends no sentence. "etc." and "Co." are missing on purpose: they end sentences as often
 # as not, and what follows decides.
-_TITLES = (
-    "mr mrs ms messrs mme mlle dr st prof rev hon capt col gen brig lt maj sgt adm cmdr gov sen rep fr jr sr mt"
-)
+_TITLES = "mr mrs ms messrs mme mlle dr st prof rev hon gov sen rep fr jr sr mt"
+_RANKS = "adm brig capt cmdr col gen lt maj sgt"
 _NOTES = "e.g i.e cf viz vs al approx ca eds trans jan feb mar apr jun jul aug sept sep oct nov dec"
-_ABBREVIATIONS = frozenset(f"{_TITLES} {_NOTES}".split())
+_ABBREVIATIONS = frozenset(f"{_TITLES} {_RANKS} {_NOTES}".split())
 # Words that are abbreviations before a number alone: "No. 5", but "He said no. She left."
 _BEFORE_NUMBERS = frozenset(["no", "nos", "vol", "vols", "fig", "figs", "pp", "ch", "sec", "art", "op"])
 _INITIALS = re.compile(r"(?:[A-Za-z]\.)*[A-Za-z]")

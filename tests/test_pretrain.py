@@ -1,0 +1,333 @@
+"""`segue pretrain`: the loop learns, what it writes loads, and what cannot work is refused beforehand."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import random
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from segue.errors import BundleError, InputError
+from segue.export import measures, training, training_data
+from segue.export.corpus import Document
+from segue.export.default_scores import calibrate, cosines, next_probabilities
+from segue.export.instances import Pair, Recipe, Source, draw_pairs
+from segue.export.pretrain import add_arguments, pretrain, run
+
+WORDS = [f"w{i:02d}" for i in range(24)]
+
+
+def write_init(folder, words=WORDS):
+    """A one-layer BERT over these words, whose tokenizer file carries truncation and padding of its own."""
+    from tokenizers import BertWordPieceTokenizer
+
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", *words]
+    tokenizer = BertWordPieceTokenizer({word: i for i, word in enumerate(vocabulary)})
+    tokenizer.enable_truncation(8)
+    tokenizer.enable_padding(length=8)
+    folder.mkdir(exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    torch.manual_seed(0)
+    config = transformers.BertConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=32,
+        num_attention_heads=2,
+        num_hidden_layers=1,
+        intermediate_size=64,
+        max_position_embeddings=64,
+        initializer_range=0.2,  # far from the flat start that takes a network so small long to leave
+    )
+    transformers.BertModel(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def init(tmp_path_factory):
+    return write_init(tmp_path_factory.mktemp("init"))
+
+
+@pytest.fixture(scope="module")
+def sources():
+    """Documents of one word each: B follows A where it is of the same word."""
+    rng = random.Random(0)
+    return [
+        Source("toy", tuple(Document(w, tuple(f"{w} {w}." for _ in range(rng.randint(3, 6)))) for w in WORDS))
+    ]
+
+
+def test_the_loop_learns_and_what_it_writes_loads(init, sources, tmp_path):
+    metrics = pretrain(
+        sources,
+        init=init,
+        out=tmp_path,
+        recipe=Recipe(sides=(1,)),
+        steps=200,
+        learning_rate=5e-3,
+        batch_size=32,
+        max_tokens=16,
+        threads=1,
+    )
+    assert metrics["steps"] == 200
+    assert metrics["pairs"] == 200 * 32
+    assert metrics["curve"][-1]["loss"] < 0.1 < metrics["curve"][0]["loss"]
+    assert json.loads((tmp_path / "metrics.json").read_text()) == json.loads(json.dumps(metrics))
+
+    model = transformers.AutoModelForNextSentencePrediction.from_pretrained(tmp_path).eval()
+    assert type(model) is transformers.BertForNextSentencePrediction
+    assert json.loads((tmp_path / "config.json").read_text())["architectures"] == [type(model).__name__]
+    assert model.config.hidden_dropout_prob == 0.1, "dropout is off in training only"
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    batch = tokenizer(["w03 w03.", "w03"], ["w03.", "w05 w05."], return_tensors="pt", padding=True)
+    assert batch["input_ids"].shape == (2, 8)
+    is_next = model(**batch).logits.softmax(-1)[:, 0]
+    assert is_next[0] > 0.9 > 0.1 > is_next[1], "logit 0 is IsNext"
+
+    file = json.loads((tmp_path / "tokenizer.json").read_text())
+    assert file["truncation"] is None
+    assert file["padding"] is None
+    assert (tmp_path / "vocab.txt").read_text().split("\n")[2:6] == ["[CLS]", "[SEP]", "[MASK]", "."]
+    assert tokenizer.model_max_length == 64
+
+
+def test_same_seed_same_weights(init, sources, tmp_path):
+    def weights(name: str, seed: int) -> dict[str, torch.Tensor]:
+        pretrain(sources, init=init, out=tmp_path / name, steps=3, batch_size=4, max_tokens=16, seed=seed)
+        return transformers.BertForNextSentencePrediction.from_pretrained(tmp_path / name).state_dict()
+
+    first, again, other = weights("a", 1), weights("b", 1), weights("c", 2)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not all(torch.equal(first[name], other[name]) for name in first)
+
+
+def test_frozen_words_and_intermediate_checkpoints(init, sources, tmp_path, capsys):
+    seen = []
+
+    def watch(model, tokenizer):
+        seen.append(tokenizer.encode("w01").tokens)
+        return {"seen": float(len(seen))}
+
+    pretrain(
+        sources,
+        init=init,
+        out=tmp_path,
+        minutes=0.03,
+        learning_rate=1e-2,
+        batch_size=4,
+        max_tokens=16,
+        train_words=False,
+        save_minutes=0.005,
+        watch=watch,
+    )
+    before = transformers.BertModel.from_pretrained(init).state_dict()
+    after = transformers.BertModel.from_pretrained(tmp_path).state_dict()
+    words = "embeddings.word_embeddings.weight"
+    assert torch.equal(before[words], after[words])
+    assert not torch.equal(
+        before["embeddings.position_embeddings.weight"], after["embeddings.position_embeddings.weight"]
+    )
+    checkpoints = list(tmp_path.glob("checkpoint-*"))
+    assert 1 <= len(checkpoints) == len(seen) <= 6
+    assert seen[0] == ["[CLS]", "w01", "[SEP]"]
+    assert "{'seen': 1.0}" in capsys.readouterr().out
+    transformers.BertForNextSentencePrediction.from_pretrained(checkpoints[0])
+
+
+def test_the_narrow_last_layer_changes_nothing(init):
+    model, tokenizer = training.load(init, max_tokens=32)
+    pairs = [Pair("w01 w02 w03 w04", "w05", 0, ""), Pair("w06", "w07.", 1, "")]
+    before = next_probabilities(model, tokenizer, pairs)
+    training._narrow(model.bert.encoder.layer[-1])
+    rows = []
+    model.bert.pooler.register_forward_pre_hook(lambda module, inputs: rows.append(inputs[0].shape[1]))
+    assert np.allclose(next_probabilities(model, tokenizer, pairs), before, atol=1e-6)
+    assert rows == [1], "only the [CLS] row is computed"
+
+
+def test_schedule_warms_up_and_decays_to_zero():
+    rates = [training._schedule(step / 1000) for step in range(1001)]
+    peak = max(range(1001), key=rates.__getitem__)
+    assert rates[0] == 0 == rates[1000]
+    assert rates[peak] == pytest.approx(1)
+    assert 0.04 < peak / 1000 < 0.1
+    assert (np.diff(rates[: peak + 1]) > 0).all()
+    assert np.allclose(np.diff(rates[peak:]), -1 / (1000 - peak))
+    assert training._schedule(1.2) == 0
+
+
+def test_batches_are_of_about_one_length(init, sources):
+    _, tokenizer = training.load(init, max_tokens=32)
+    batches = training_data.Batches(sources, Recipe(), tokenizer, batch_size=8, max_tokens=32, seed=0)
+    stream = iter(batches)
+    lengths = np.array([[len(next(stream)["input_ids"]) for _ in range(8)] for _ in range(64)])
+    padding = 1 - lengths.sum() / (8 * lengths.max(axis=1)).sum()
+    shuffled = np.random.default_rng(0).permutation(lengths.ravel()).reshape(64, 8)
+    assert padding < 0.05 < 1 - shuffled.sum() / (8 * shuffled.max(axis=1)).sum()
+    assert batches.tokens == lengths.sum()
+    steps = np.diff(lengths.max(axis=1)[:32])
+    assert (steps > 0).any(), "batches come in no order of length"
+    assert (steps < 0).any()
+
+
+def test_encode_pair_cuts_the_longer_side_away_from_where_the_sides_meet(init):
+    _, tokenizer = training.load(init, max_tokens=32)
+    for left in range(12):
+        for right in range(12):
+            a, b = WORDS[:left], WORDS[12 : 12 + right]
+            ids, segments = training_data.encode_pair(tokenizer, " ".join(a), " ".join(b), 12)
+            while len(a) + len(b) > 9:
+                a, b = (a[1:], b) if len(a) > len(b) else (a, b[:-1])
+            assert tokenizer.decode(ids, skip_special_tokens=False) == " ".join(
+                ["[CLS]", *a, "[SEP]", *b, "[SEP]"]
+            )
+            assert segments == [0] * (len(a) + 2) + [1] * (len(b) + 1)
+
+
+def test_the_command_is_described_without_torch_and_says_what_is_missing(tmp_path):
+    program = """
+        import sys
+        sys.modules["transformers"] = None
+        from segue.export.pretrain import pretrain
+        from segue.export.instances import Source
+        from segue.export.corpus import Document
+        from segue import ExecutorUnavailable
+        assert "torch" not in sys.modules
+        documents = Document("1", ("A.", "B.")), Document("2", ("C.", "D."))
+        try:
+            pretrain([Source("a", documents)], init="x", out="y")
+        except ExecutorUnavailable as error:
+            print(error)
+        """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert (done.stderr, done.returncode) == ("", 0)
+    assert "needs transformers" in done.stdout
+    assert "segue[train]" in done.stdout
+
+
+def test_command_line(init, tmp_path, capsys):
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text("\n\n".join(f"{w.upper()}. {w.upper()}. {w.upper()}." for w in WORDS))
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    required = [str(corpus), "--init", str(init), "--out", str(tmp_path / "out")]
+    run(parser.parse_args([*required, "--batch-size", "8", "--max-tokens", "16", "--epochs", "0.5"]))
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert metrics["steps"] == 3  # half of the 24 documents' 48 places, 8 at a time
+    assert metrics["batch_size"] == 8
+    assert "3 steps" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        parser.parse_args([*required, "--steps", "1", "--minutes", "1"])
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"steps": 1, "minutes": 1}, "one of steps, epochs and minutes, got steps and minutes"),
+        ({"steps": 0}, "steps: expected more than 0, got 0"),
+        ({"learning_rate": -1.0}, "learning_rate"),
+        ({"learning_rate": math.nan}, "learning_rate"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"max_tokens": 65}, "max_tokens: expected 8 to 64, got 65"),
+    ],
+)
+def test_refused_options(init, sources, tmp_path, options, reason):
+    with pytest.raises(InputError, match=reason):
+        pretrain(sources, init=init, out=tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_refused_corpus_and_checkpoints(init, sources, tmp_path):
+    out = tmp_path / "out"
+    one = [Source("one", sources[0].documents[:1])]
+    with pytest.raises(InputError, match="different document"):
+        pretrain(one, init=init, out=out)
+    with pytest.raises(InputError, match=r"no config\.json"):
+        pretrain(sources, init=tmp_path, out=out)
+    (tmp_path / "config.json").write_text('{"model_type": "roberta"}')
+    with pytest.raises(InputError, match="'roberta'"):
+        pretrain(sources, init=tmp_path, out=out)
+    (tmp_path / "config.json").write_bytes((init / "config.json").read_bytes())
+    with pytest.raises(BundleError, match="no tokenizer"):
+        pretrain(sources, init=tmp_path, out=out)
+    large = write_init(tmp_path / "large", [*WORDS, "more"])
+    (large / "config.json").write_bytes((init / "config.json").read_bytes())
+    with pytest.raises(BundleError, match="embedding table"):
+        pretrain(sources, init=large, out=out)
+    config = json.loads((init / "config.json").read_text()) | {"vocab_size": 500}
+    small = write_init(tmp_path / "small")
+    (small / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match="30 tokens, the model 500"):
+        pretrain(sources, init=small, out=out)
+    assert not out.exists()
+
+
+def test_calibration_changes_confidence_alone(init):
+    model, tokenizer = training.load(init, max_tokens=32)
+    rng = random.Random(0)
+    pairs = [Pair(a, rng.choice([a, "w00"]), rng.randint(0, 1), "") for a in rng.choices(WORDS, k=300)]
+    odds = np.log(1 / next_probabilities(model, tokenizer, pairs) - 1)
+    with torch.no_grad():  # far too sure of labels that are coins, yet not so sure that float32 rounds to 1
+        model.cls.seq_relationship.weight *= 7 / np.abs(odds).max()
+        model.cls.seq_relationship.bias *= 7 / np.abs(odds).max()
+    before = next_probabilities(model, tokenizer, pairs)
+    truth = [pair.label == 0 for pair in pairs]
+    temperature = calibrate(model, tokenizer, pairs)
+    after = next_probabilities(model, tokenizer, pairs)
+    assert temperature > 1.5
+    assert measures.calibration_error(after, truth) < measures.calibration_error(before, truth)
+    assert np.allclose(np.log(after / (1 - after)) * temperature, np.log(before / (1 - before)), atol=1e-3)
+
+
+def test_probabilities_and_cosines_are_transformers_own(init):
+    model, tokenizer = training.load(init, max_tokens=32)
+    pairs = [Pair("w01 w02 w03 w04", "w05", 0, ""), Pair("w06", "w07 w08.", 1, ""), Pair("w09", "w09", 1, "")]
+    found = next_probabilities(model, tokenizer, pairs)
+    encoder = transformers.BertModel.from_pretrained(init).eval()
+    for pair, score, cosine in zip(pairs, found, cosines(init, pairs), strict=True):
+        ids, segments = training_data.encode_pair(tokenizer, pair.a, pair.b, 32)
+        with torch.no_grad():
+            logits = model.eval()(torch.tensor([ids]), token_type_ids=torch.tensor([segments])).logits
+            a, b = (
+                encoder(torch.tensor([tokenizer.encode(side).ids])).last_hidden_state[0].mean(0)
+                for side in (pair.a, pair.b)
+            )
+        assert score == pytest.approx(logits.softmax(-1)[0, 0].item(), abs=1e-5)
+        assert cosine == pytest.approx(torch.cosine_similarity(a, b, dim=0).item(), abs=1e-5)
+
+
+def test_measures_by_hand():
+    scores, truth = [0.9, 0.6, 0.6, 0.2], [True, True, False, False]
+    assert measures.accuracy(scores, truth) == 0.75
+    assert measures.auc(scores, truth) == (1 + 1 + 0.5 + 1) / 4
+    assert measures.auc([1, 2], [True, False]) == 0.0
+    assert math.isnan(measures.auc([1, 2], [True, True]))
+    assert measures.best_threshold([3, 1, 2, 0], [True, False, True, False]) == 1.5
+    assert measures.accuracy(scores, truth, measures.best_threshold(scores, truth)) == 0.75
+    # one bin holds 0.9 (true), one both 0.6 (half true), one 0.2 (false)
+    assert measures.calibration_error(scores, truth, bins=10) == pytest.approx((0.1 + 0.2 + 0.2) / 4)
+    assert measures.calibration_error([1.0, 0.0], [True, False]) == 0
+
+
+def test_auc_is_the_share_of_ordered_pairs():
+    rng = np.random.default_rng(0)
+    scores, truth = rng.integers(0, 9, 60), rng.random(60) < 0.4
+    wins = [(p > n) + (p == n) / 2 for p in scores[truth] for n in scores[~truth]]
+    assert measures.auc(scores, truth) == pytest.approx(np.mean(wins))
+
+
+def test_pairs_are_drawn_from_the_seed(init, sources):
+    _, tokenizer = training.load(init, max_tokens=32)
+    first = next(draw_pairs(sources, Recipe(), seed=5))
+    batches = training_data.Batches(sources, Recipe(), tokenizer, batch_size=1, max_tokens=32, seed=5)
+    ids, _ = training_data.encode_pair(tokenizer, first.a, first.b, 32)
+    stream = iter(batches)
+    assert any(next(stream)["input_ids"] == ids for _ in range(32))
