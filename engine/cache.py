@@ -8,7 +8,7 @@ from pathlib import Path
 
 from segue import __version__
 from segue.bundle import MANIFEST
-from segue.errors import ExecutorUnavailable
+from segue.errors import BundleError, ExecutorUnavailable
 
 __all__ = ["cache_folder", "exported"]
 
@@ -45,5 +45,9 @@ def exported(checkpoint: Path) -> Path:
             "pip install 'segue[export]'"
         ) from error
     bundle.parent.mkdir(parents=True, exist_ok=True)
-    export_checkpoint(checkpoint, bundle)
+    try:
+        export_checkpoint(checkpoint, bundle)
+    except BundleError:
+        if not (bundle / MANIFEST).is_file():  # else another process exported it meanwhile: theirs will do
+            raise
     return bundle

@@ -1,6 +1,7 @@
 """From a PyTorch BERT to a bundle: checkpoint reading, ONNX export and its verification, training.
 
-`from segue.export import export_checkpoint` is the way in. It is imported when asked for, since training needs no onnx.
+`from segue.export import export_checkpoint` is the way in. It is imported when asked for, since training
+needs no onnx.
 """
 
 from __future__ import annotations

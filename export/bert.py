@@ -1,8 +1,9 @@
 """BERT with a pair classifier on top, written over the ops, for packed batches.
 
-What an export traces and what it is verified against. The last layer computes its keys and values for every token and
-everything else for the [CLS] rows alone, since nothing else of it is read: exact, and 7 % of BERT-base's work. There
-the query's weights are parameters of their own, so that no exported graph has to slice a weight.
+What an export traces and what it is verified against. The last layer computes its keys and values for every
+token and everything else for the [CLS] rows alone, since nothing else of it is read: exact, and 7 % of
+BERT-base's work. There the query's weights are parameters of their own, so that no exported graph has to
+slice a weight.
 
     T tokens   B pairs   R rows, T or B   E hidden size   F feed-forward size   C labels
 
@@ -21,7 +22,7 @@ __all__ = ["Bert", "activate"]
 
 
 def activate(logits_BC: Tensor, activation: str) -> Tensor:
-    """Return the probabilities [B, C]: `softmax`, `sigmoid`, or `identity`, which leaves a regression's logit."""
+    """Return the probabilities [B, C]: `softmax`, `sigmoid`, or `identity`, a regression's logit itself."""
     if activation == "softmax":
         return ops.softmax(logits_BC)
     return torch.sigmoid(logits_BC) if activation == "sigmoid" else logits_BC.clone()

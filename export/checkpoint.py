@@ -1,7 +1,7 @@
-"""A Hugging Face BERT checkpoint: what it is, whether segue can reproduce it exactly, and its weights as a `Bert`.
+"""A Hugging Face BERT checkpoint: what it is, whether segue can reproduce it exactly, and its weights.
 
-What cannot be reproduced exactly is refused by name here, before any work is done. Reads config.json and the weights;
-the tokenizer is `tokenizer`'s business.
+What cannot be reproduced exactly is refused by name here, before any work is done. Reads config.json and the
+weights; the tokenizer is `tokenizer`'s business.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = ["Checkpoint", "load_bert", "read_checkpoint"]
 
 # Exact erf GELU, both of them: the second is transformers' own spelling of the formula.
 _ACTIVATIONS = ("gelu", "gelu_python")
-# config.json key -> the values under which BERT computes what `Bert` does; the first is what its absence means
+# config.json key -> the values under which BERT computes what `Bert` does, the first being its default
 _SUPPORTED: dict[str, tuple[Any, ...]] = {
     "model_type": ("bert",),
     "position_embedding_type": ("absolute",),
@@ -34,8 +34,8 @@ _SUPPORTED: dict[str, tuple[Any, ...]] = {
     "quantization_config": (None,),
     "pruned_heads": ({}, None),
 }
-# What a checkpoint may hold besides, without changing a score: the masked language model's head, and a list of
-# positions that old versions stored.
+# What a checkpoint may hold besides, without changing a score: the masked language model's head, and a list
+# of positions that old versions stored.
 _HARMLESS = ("cls.predictions.", "bert.embeddings.position_ids")
 
 _LAYER = {
@@ -94,7 +94,7 @@ def load_bert(checkpoint: Checkpoint) -> Bert:
     """Return the checkpoint's network in float32, with every weight accounted for.
 
     Raises:
-        BundleError: a weight is missing, unknown, of another shape than config.json says, or not a finite float.
+        BundleError: a weight is missing, unknown, not finite, or of another shape than config.json says.
     """
     with torch.device("meta"):  # no memory, no random numbers: all of it is replaced
         model = Bert(
@@ -142,7 +142,9 @@ def _dimensions(config: dict[str, Any]) -> Dimensions:
     if dimensions.token_types < 2:
         raise BundleError("type_vocab_size: 1 leaves the two sentences of a pair alike")
     if dimensions.positions < 3:
-        raise BundleError(f"max_position_embeddings: a pair has 3 tokens at least, got {dimensions.positions}")
+        raise BundleError(
+            f"max_position_embeddings: a pair has 3 tokens at least, got {dimensions.positions}"
+        )
     return dimensions
 
 
@@ -160,7 +162,9 @@ def _eps(config: dict[str, Any]) -> float:
     return float(found)
 
 
-def _translate(stored: dict[str, Tensor], checkpoint: Checkpoint, wanted: dict[str, Tensor]) -> dict[str, Tensor]:
+def _translate(
+    stored: dict[str, Tensor], checkpoint: Checkpoint, wanted: dict[str, Tensor]
+) -> dict[str, Tensor]:
     """Return the weights under the names of `wanted`, the state dict whose shapes they must have."""
     left = {name: tensor for name, tensor in stored.items() if not name.startswith(_HARMLESS)}
     state = {}

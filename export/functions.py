@@ -1,8 +1,13 @@
-"""The ops as ONNX functions of the domain `segue`: bodies of standard operators, so that any runtime can run them.
+"""The ops as ONNX functions of the domain `segue`: bodies of standard operators, for any runtime to run.
 
-What an attention body needs besides its inputs (the longest pair, the gather index, the mask) it derives from
-cu_seqlens with the same nodes in every layer, so that a runtime which merges equal expressions computes them once.
-GELU is written out: `Gelu` inside a function fails in onnx's ReferenceEvaluator 1.23, and ONNX Runtime fuses it anyway.
+What an attention body needs besides its inputs (which rows make up a pair, the longest pair, the mask) it
+derives from cu_seqlens alone, by the same nodes in every layer: a runtime that merges equal expressions
+computes them once. Padding to [B, S] happens inside these bodies and nowhere else.
+
+Two things are as they are because of the versions at hand. GELU is written out, since `Gelu` inside a
+function fails in onnx's ReferenceEvaluator 1.23; ONNX Runtime fuses it back. The mask is expanded over the
+queries, since ONNX Runtime 1.31 takes no [B, 1, 1, S]; opset 24's `nonpad_kv_seqlen` needs none, and was not
+faster by more than the noise.
 """
 
 from __future__ import annotations
@@ -20,61 +25,73 @@ OPSET = 23
 _segue = Opset(DOMAIN, VERSION)
 
 
+def function_protos(opset: int = OPSET) -> list[onnx.FunctionProto]:
+    """Return the body of every op, to stand in a graph of the given opset.
+
+    Below opset 23 the two attentions are not valid and have to be exchanged; the others are from opset 18 on.
+    """
+    functions = (Embed, PackedAttention, ClsAttention, LinearGelu, AddLayerNorm, Softmax, PoolClassify)
+    protos = [function.to_function_proto() for function in functions]
+    for proto in protos:
+        proto.opset_import[0].version = opset
+    return protos
+
+
 @script(_segue, default_opset=op)
 def Embed(input_ids, token_type_ids, position_ids, word, token_type, position, weight, bias, epsilon: float):
-    segments = op.Add(op.Gather(word, input_ids), op.Gather(token_type, token_type_ids))
-    total = op.Add(segments, op.Gather(position, position_ids))
+    tokens = op.Add(op.Gather(word, input_ids), op.Gather(token_type, token_type_ids))
+    total = op.Add(tokens, op.Gather(position, position_ids))
     out = op.LayerNormalization(total, weight, bias, axis=-1, epsilon=epsilon)
     return out
 
 
 @script(_segue, default_opset=op)
 def PackedAttention(qkv, cu_seqlens, heads: int):
-    # Padded to [B, S] for the products alone: row b, s is token starts[b] + s; where that is no token of pair b, token 0
-    # stands in, and the mask keeps it from being seen.
-    zero = op.Constant(value_int=0)
-    one = op.Constant(value_int=1)
     starts = op.Slice(cu_seqlens, op.Constant(value_ints=[0]), op.Constant(value_ints=[-1]))
-    ends = op.Slice(cu_seqlens, op.Constant(value_ints=[1]), op.Constant(value_ints=[9223372036854775807]))
+    ends = op.Slice(cu_seqlens, op.Constant(value_ints=[1]), op.Constant(value_ints=[2147483647]))
     lengths = op.Sub(ends, starts)
-    steps = op.Range(zero, op.ReduceMax(lengths, keepdims=0), one)
+    longest = op.ReduceMax(lengths, keepdims=0)
+    steps = op.Range(op.Constant(value_int=0), longest, op.Constant(value_int=1))
     real = op.Less(steps, op.Unsqueeze(lengths, op.Constant(value_ints=[1])))
-    index = op.Where(real, op.Add(op.Unsqueeze(starts, op.Constant(value_ints=[1])), steps), zero)
-    q, k, v = op.Split(op.Gather(qkv, index), axis=-1, num_outputs=3)
-    keys = op.Unsqueeze(real, op.Constant(value_ints=[1, 2]))
-    queries = op.Unsqueeze(real, op.Constant(value_ints=[1, 3]))
-    mask = op.Expand(keys, op.Shape(op.Or(keys, queries)))
-    context = op.Attention(q, k, v, mask, q_num_heads=heads, kv_num_heads=heads)
-    rows = op.Flatten(context, axis=2)
-    out = op.Compress(rows, op.Reshape(real, op.Constant(value_ints=[-1])), axis=0)
+    # [B, S]: the row of each token; where a pair has none, row 0 stands in, and no query sees it
+    row = op.Add(op.Unsqueeze(starts, op.Constant(value_ints=[1])), steps)
+    rows = op.Where(real, row, op.Constant(value_int=0))
+    query, key, value = op.Split(op.Gather(qkv, rows), axis=-1, num_outputs=3)
+    square = op.Concat(op.Shape(real), op.Shape(real, start=1), axis=0)
+    seen = op.Expand(op.Unsqueeze(real, op.Constant(value_ints=[1])), square)
+    mask = op.Unsqueeze(seen, op.Constant(value_ints=[1]))
+    context = op.Attention(query, key, value, mask, q_num_heads=heads, kv_num_heads=heads)
+    flat = op.Reshape(real, op.Constant(value_ints=[-1]))
+    out = op.Compress(op.Flatten(context, axis=2), flat, axis=0)
     return out
 
 
 @script(_segue, default_opset=op)
 def ClsAttention(q, kv, cu_seqlens, heads: int):
-    zero = op.Constant(value_int=0)
-    one = op.Constant(value_int=1)
     starts = op.Slice(cu_seqlens, op.Constant(value_ints=[0]), op.Constant(value_ints=[-1]))
-    ends = op.Slice(cu_seqlens, op.Constant(value_ints=[1]), op.Constant(value_ints=[9223372036854775807]))
+    ends = op.Slice(cu_seqlens, op.Constant(value_ints=[1]), op.Constant(value_ints=[2147483647]))
     lengths = op.Sub(ends, starts)
-    steps = op.Range(zero, op.ReduceMax(lengths, keepdims=0), one)
+    longest = op.ReduceMax(lengths, keepdims=0)
+    steps = op.Range(op.Constant(value_int=0), longest, op.Constant(value_int=1))
     real = op.Less(steps, op.Unsqueeze(lengths, op.Constant(value_ints=[1])))
-    index = op.Where(real, op.Add(op.Unsqueeze(starts, op.Constant(value_ints=[1])), steps), zero)
-    k, v = op.Split(op.Gather(kv, index), axis=-1, num_outputs=2)
-    mask = op.Unsqueeze(real, op.Constant(value_ints=[1, 2]))
+    row = op.Add(op.Unsqueeze(starts, op.Constant(value_ints=[1])), steps)
+    rows = op.Where(real, row, op.Constant(value_int=0))
+    key, value = op.Split(op.Gather(kv, rows), axis=-1, num_outputs=2)
     query = op.Unsqueeze(q, op.Constant(value_ints=[1]))
-    context = op.Attention(query, k, v, mask, q_num_heads=heads, kv_num_heads=heads)
-    out = op.Squeeze(context, op.Constant(value_ints=[1]))
+    mask = op.Unsqueeze(real, op.Constant(value_ints=[1, 2]))
+    context = op.Attention(query, key, value, mask, q_num_heads=heads, kv_num_heads=heads)
+    # an empty pair attends to nothing, which a softmax makes NaN of; it is zero by definition
+    some = op.Greater(op.Unsqueeze(lengths, op.Constant(value_ints=[1])), op.Constant(value_int=0))
+    out = op.Where(some, op.Squeeze(context, op.Constant(value_ints=[1])), op.Constant(value_float=0.0))
     return out
 
 
 @script(_segue, default_opset=op)
 def LinearGelu(x, weight, bias):
     product = op.Gemm(x, weight, bias, transB=1)
-    half = op.Constant(value_float=0.5)
-    one = op.Constant(value_float=1.0)
-    root = op.Constant(value_float=1.4142135623730951)
-    out = op.Mul(op.Mul(product, op.Add(op.Erf(op.Div(product, root)), one)), half)
+    scaled = op.Div(product, op.Constant(value_float=1.4142135623730951))
+    gate = op.Add(op.Erf(scaled), op.Constant(value_float=1.0))
+    out = op.Mul(op.Mul(product, gate), op.Constant(value_float=0.5))
     return out
 
 
@@ -95,9 +112,3 @@ def PoolClassify(cls, pooler_weight, pooler_bias, classifier_weight, classifier_
     pooled = op.Tanh(op.Gemm(cls, pooler_weight, pooler_bias, transB=1))
     out = op.Gemm(pooled, classifier_weight, classifier_bias, transB=1)
     return out
-
-
-def function_protos() -> dict[str, onnx.FunctionProto]:
-    """Return the body of every op, by name."""
-    functions = (Embed, PackedAttention, ClsAttention, LinearGelu, AddLayerNorm, Softmax, PoolClassify)
-    return {function.name: function.to_function_proto() for function in functions}

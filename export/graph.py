@@ -1,7 +1,7 @@
 """From a PyTorch module to an ONNX file: traced, named, and with the ops' bodies beside the graph or inlined.
 
-Knows nothing about checkpoints or bundles. All work on the graph is done in onnx_ir, which holds weights by reference,
-so that a model beyond protobuf's 2 GB passes too.
+Knows nothing about checkpoints or bundles. All work on the graph is done in onnx_ir, which holds weights by
+reference, so that a model beyond protobuf's 2 GB passes too.
 """
 
 from __future__ import annotations
@@ -10,10 +10,9 @@ import ast
 import logging
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -25,61 +24,58 @@ from onnx_ir.passes.common import (
     InlinePass,
     RemoveUnusedFunctionsPass,
 )
-from torch import Tensor, nn
 
 import segue
 from segue.bundle import WEIGHTS
 from segue.errors import BundleError
+from segue.export.bert import Bert
 from segue.export.functions import OPSET, function_protos
 from segue.export.ops import DOMAIN
 
-__all__ = ["EXTERNAL_DATA_BYTES", "packed_graph", "save_graph", "store_float16", "trace"]
+__all__ = [
+    "EXTERNAL_DATA_BYTES",
+    "add_functions",
+    "inline",
+    "packed_graph",
+    "save_graph",
+    "store_float16",
+    "trace",
+]
 
 EXTERNAL_DATA_BYTES = 1_500_000_000  # protobuf ends at 2 GB, and a runtime that copies the file wants room
 _SCOPES = "pkg.torch.onnx.name_scopes"  # the exporter's note of the modules that a node comes from
 
 
-def packed_graph(model: nn.Module, *, flat: bool = False) -> ir.Model:
-    """Return the graph of a `Bert`: three ids [T] and cu_seqlens [B + 1] → logits, probabilities [B, C].
+def packed_graph(model: Bert, *, flat: bool = False) -> ir.Model:
+    """Return the graph: three ids [T] and cu_seqlens [B + 1] → logits, probabilities [B, C].
 
     With `flat` the functions are inlined, so that standard operators alone are left.
     """
-    pairs, tokens = torch.export.Dim("B"), {0: torch.export.Dim("T")}
-    ids = ("input_ids", "token_type_ids", "position_ids")
-    inputs: dict[str, Any] = {name: (torch.zeros(5, dtype=torch.int64), tokens) for name in ids}
-    graph = trace(
-        model,
-        inputs | {"cu_seqlens": (torch.tensor([0, 2, 5]), {0: pairs + 1})},
-        opset=OPSET,
-        optimize=False,  # its optimiser merges equal weights; as traced, the graph has a node an op already
-    )
-    for proto in function_protos().values():
-        function = ir.serde.deserialize_function(proto)
-        graph.functions[function.identifier()] = function
-    RemoveUnusedFunctionsPass()(graph)
+    graph = trace(model, OPSET)
+    add_functions(graph, function_protos())
     if flat:
-        _inline(graph)
+        inline(graph)
     return graph
 
 
-def trace(
-    model: nn.Module, inputs: Mapping[str, tuple[Tensor, Mapping[int, Any]]], *, opset: int, optimize: bool
-) -> ir.Model:
-    """Return the graph of `model` over the named inputs, each an example and its dynamic axes, without its traces.
+def trace(model: Bert, opset: int) -> ir.Model:
+    """Return the graph of `model` without the bodies of its ops and without the exporter's notes.
 
-    The outputs are logits and probabilities. Weights keep their state-dict names; a node, and the value it gives, is
-    called after the module that made it and its operator, as in layers/0/PackedAttention.
+    Weights keep their state-dict names; a node, and the value it gives, is called after the module that made
+    it and its operator, as in layers/0/PackedAttention.
     """
+    pairs, tokens = torch.export.Dim("B"), torch.export.Dim("T")
+    examples = [torch.zeros(5, dtype=torch.int64) for _ in range(3)]  # one tensor thrice would be one input
     with _quiet(), torch.no_grad():
         program = torch.onnx.export(
             model.eval(),
-            tuple(example for example, _ in inputs.values()),
+            (*examples, torch.tensor([0, 2, 5])),
             dynamo=True,
-            input_names=list(inputs),
+            input_names=["input_ids", "token_type_ids", "position_ids", "cu_seqlens"],
             output_names=["logits", "probabilities"],
-            dynamic_shapes=tuple(axes for _, axes in inputs.values()),
+            dynamic_shapes=(*({0: tokens} for _ in examples), {0: pairs + 1}),
             opset_version=opset,
-            optimize=optimize,
+            optimize=False,  # the optimiser merges equal weights; as traced there is a node an op already
             verbose=False,
         )
     graph = program.model
@@ -88,6 +84,38 @@ def trace(
     graph.producer_name, graph.producer_version = "segue", segue.__version__
     graph.graph.name = "bert"
     return graph
+
+
+def add_functions(graph: ir.Model, protos: Iterable[onnx.FunctionProto]) -> None:
+    """Add the bodies that the graph uses; of two with the same name the later counts."""
+    for proto in protos:
+        function = ir.serde.deserialize_function(proto)
+        graph.functions[function.identifier()] = function
+    RemoveUnusedFunctionsPass()(graph)
+
+
+def inline(graph: ir.Model) -> None:
+    """Replace each op by its body, compute once what bodies share, and name what a body brings by its op."""
+    nodes = list(graph.graph)
+    ops = {node.outputs[0].name: node.name for node in nodes if node.domain == DOMAIN}
+    named = {node.name for node in nodes}
+    InlinePass()(graph)
+    CommonSubexpressionEliminationPass()(graph)
+    graph.opset_imports.pop(DOMAIN)
+    body: list[ir.Node] = []
+    for node in graph.graph:
+        if node.name in named:
+            continue
+        body.append(node)
+        if (op := ops.get(node.outputs[0].name)) is None:
+            continue
+        taken: Counter[str] = Counter()
+        for part in body:  # the last of them gives the op's value, so the body is complete
+            part.name = _unique(f"{op}/{part.op_type}", taken)
+            for index, value in enumerate(part.outputs):
+                if part is not node:
+                    value.name = part.name if index == 0 else f"{part.name}:{index}"
+        body = []
 
 
 def store_float16(graph: ir.Model) -> None:
@@ -114,10 +142,10 @@ def store_float16(graph: ir.Model) -> None:
         weight.dtype = ir.DataType.FLOAT16
 
 
-def save_graph(graph: ir.Model, path: Path, *, external_above: int = EXTERNAL_DATA_BYTES) -> None:
-    """Write the graph to `path`, its weights inside, or beside it in model.onnx.data where they are large; check it."""
+def save_graph(graph: ir.Model, path: Path) -> None:
+    """Write the graph to `path`, weights above EXTERNAL_DATA_BYTES beside it in model.onnx.data; check it."""
     weights = sum(weight.const_value.nbytes for weight in graph.graph.initializers.values())
-    ir.save(graph, path, external_data=WEIGHTS if weights > external_above else None)
+    ir.save(graph, path, external_data=WEIGHTS if weights > EXTERNAL_DATA_BYTES else None)
     onnx.checker.check_model(str(path), full_check=True)
 
 
@@ -126,7 +154,8 @@ def _name(graph: ir.Graph) -> None:
     batch = graph.outputs[0].shape[0]
     taken: Counter[str] = Counter()
     for node in graph:
-        # ['', 'layers.0', 'layers.0.qkv', 'linear']: the last is the traced call itself, the one before it the module.
+        # ['', 'layers.0', 'layers.0.qkv', 'linear']: the last is the traced call itself, the one before it
+        # the module.
         scopes = ast.literal_eval(node.metadata_props.get(_SCOPES, "['', '']"))
         node.name = _unique("/".join([*filter(None, scopes[-2].split(".")), node.op_type]), taken)
         for index, value in enumerate(node.outputs):
@@ -134,20 +163,6 @@ def _name(graph: ir.Graph) -> None:
                 value.name = node.name if index == 0 else f"{node.name}:{index}"
             if value.shape is not None:
                 value.shape = ir.Shape(["B" if axis == batch else axis for axis in value.shape])
-
-
-def _inline(graph: ir.Model) -> None:
-    """Replace each op by its body, computing once what several bodies share, and name the nodes after the op."""
-    InlinePass()(graph)
-    CommonSubexpressionEliminationPass()(graph)
-    taken: Counter[str] = Counter(node.name for node in graph.graph)
-    op = ""
-    for node in reversed(graph.graph):
-        last = node.outputs[0].name  # the last node of a body gives the op's value, which bears the op's name
-        op = last if "/" in last else op
-        if "/" not in node.name:
-            node.name = _unique(f"{op}/{node.op_type}", taken)
-    graph.opset_imports.pop(DOMAIN)
 
 
 def _unique(name: str, taken: Counter[str]) -> str:

@@ -1,14 +1,14 @@
 """What a checkpoint's logits mean: kind, labels, and which of them is the positive one.
 
-    NSP (also of BertForPreTraining)   nsp          IsNext, NotNext: logit 0 is IsNext, positive 0
-    one label                          binary       sigmoid; regression if the checkpoint's problem type says so
+    NSP (also of BertForPreTraining)   nsp          softmax; logit 0 is IsNext, which is positive
+    one label                          binary       sigmoid; a regression if the problem type says so
     two labels                         binary       softmax, positive 1
     more                               multiclass   softmax, no positive label
 
-sentence-transformers leaves an `activation_fn` in the config of a cross-encoder: what its own `predict` applies to the
-logits by default. Identity there does not make a regression: the widespread MS MARCO rerankers have it, and were trained
-with a binary loss. So one label stays `binary`: the score is the sigmoid of that model's number, in the same order, and
-the number itself is the logit. Who wants it as the score says head="regression". Any other function is refused.
+sentence-transformers leaves an `activation_fn` in the config of a cross-encoder: what its own `predict`
+applies to the logits by default. Identity there is a way to report relevance, not a quantity that was fitted,
+so one label stays `binary`: the score is the sigmoid of that library's number, which keeps the order, and the
+number itself is the logit. Who wants it for the score says head="regression". Any other function is refused.
 """
 
 from __future__ import annotations
@@ -34,14 +34,16 @@ def choose_head(
     """Return the head of a checkpoint, by its config.json and the two options of `export_checkpoint`.
 
     Raises:
-        BundleError: several labels at once (multi-label), or labels or an activation that are none of the above.
-        InputError: an option does not fit the checkpoint.
+        BundleError: several labels at once (multi-label), or labels or an activation that are none of the
+        above. InputError: an option does not fit the checkpoint.
     """
     if head not in (None, "regression"):
         raise InputError(f"head: expected 'regression' or nothing, got {head!r}")
     if CLASSIFIERS[architecture] != "classifier":
         if head is not None or positive not in (None, "IsNext"):
-            raise InputError(f"{'head' if head else 'positive'}: {architecture} has IsNext, and it is the positive label")
+            raise InputError(
+                f"{'head' if head else 'positive'}: {architecture} has IsNext, and it is the positive label"
+            )
         return Head("nsp", ("IsNext", "NotNext"), 0, HEAD_KINDS["nsp"])
     labels = _labels(config)
     problem = _problem(config, len(labels))
@@ -65,7 +67,7 @@ def activation_fn(config: dict[str, Any]) -> str | None:
 
 
 def _labels(config: dict[str, Any]) -> tuple[str, ...]:
-    """Return the labels in logit order; LABEL_0, LABEL_1 … where the config names none, two being the default."""
+    """Return the labels in logit order; LABEL_0, LABEL_1, … where the config names none, two by default."""
     named = config.get("id2label")
     if named is None:
         count = config.get("num_labels", 2)
@@ -86,7 +88,9 @@ def _problem(config: dict[str, Any], labels: int) -> str | None:
     function = activation_fn(config)
     allowed = {None, "Identity", "Sigmoid"} if labels == 1 else {None, "Identity", "Softmax"}
     if (function and function.rpartition(".")[2]) not in allowed:
-        raise BundleError(f"sentence_transformers.activation_fn: {function} is not supported for {labels} labels")
+        raise BundleError(
+            f"sentence_transformers.activation_fn: {function} is not supported for {labels} labels"
+        )
     return problem
 
 

@@ -1,7 +1,7 @@
-"""The ops as the exporter sees them: the eager twin normally, one ONNX node of the domain `segue` during an export.
+"""The ops as the exporter sees them: the eager twin normally, one ONNX node of our own during an export.
 
-Names and arguments are those of `segue.kernels.reference`. A node's inputs are the twin's tensors in the twin's order,
-its attributes `heads` and `epsilon`; `functions` holds the bodies.
+Names and arguments are those of `segue.kernels.reference`. A node's inputs are the twin's tensors in the
+twin's order, its attributes `heads` and `epsilon`; `functions` holds the bodies.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ def cls_attention(q: Tensor, kv: Tensor, cu_seqlens: Tensor, heads: int) -> Tens
 
 
 def cls_rows(hidden: Tensor, cu_seqlens: Tensor, from_to: tuple[Tensor, Tensor]) -> Tensor:
-    """Return the first row of each pair, by a standard Slice and Gather: hidden [T, E], cu_seqlens [B + 1] → [B, E].
+    """hidden: [T, E], cu_seqlens: [B + 1] → the first row of each pair [B, E], by standard Slice and Gather.
 
-    `from_to` is what the Slice needs, the int64 tensors [0] and [-1]. PyTorch's own translation of the same line
-    takes ten nodes.
+    `from_to` is what the Slice needs, the int64 tensors [0] and [-1]. PyTorch's own translation of the same
+    line takes ten nodes.
     """
     if not torch.onnx.is_in_onnx_export():
         return hidden.index_select(0, cu_seqlens[:-1])

@@ -1,72 +1,108 @@
-"""The classic graph for other runtimes: input_ids, attention_mask, token_type_ids [B, S], standard operators alone.
+"""The classic graph for other runtimes: input_ids, attention_mask, token_type_ids [B, S], standard operators.
 
-The same weights under the same names as in `bert`, computed over padding: what TensorRT, OpenVINO or a browser expects.
-Opset 18, and nothing newer than LayerNormalization. The last layer computes the first row of each pair alone here too.
+The same nodes and weights as the packed graph, with other bodies where pairs have boundaries: the mask stands
+in for cu_seqlens, and the T rows are those of B·S tokens, real or not. All bodies are inlined. Opset 18, and
+nothing newer than LayerNormalization in it: what TensorRT, OpenVINO or a browser expects.
 """
 
 from __future__ import annotations
 
 import onnx_ir as ir
-import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from onnxscript import script
+from onnxscript.onnx_opset import opset18 as op
+from onnxscript.values import Opset
 
-from segue.export.bert import Bert, Layer
-from segue.export.graph import trace
+from segue.export.bert import Bert
+from segue.export.functions import function_protos
+from segue.export.graph import add_functions, inline, trace
+from segue.export.ops import DOMAIN, VERSION
 
-__all__ = ["PaddedBert", "padded_graph"]
+__all__ = ["padded_graph"]
 
 OPSET = 18
+_segue = Opset(DOMAIN, VERSION)
+_FLOAT, _BOOL = 1, 9  # onnx.TensorProto's numbers, which Cast takes
 
 
 def padded_graph(model: Bert) -> ir.Model:
-    """Return the graph of `model` over input_ids, attention_mask, token_type_ids [B, S] → logits, probabilities [B, C]."""
-    axes = {0: torch.export.Dim("B"), 1: torch.export.Dim("S")}
-    names = ("input_ids", "attention_mask", "token_type_ids")
-    inputs = {name: (torch.ones(2, 5, dtype=torch.int64), axes) for name in names}
-    return trace(PaddedBert(model), inputs, opset=OPSET, optimize=True)
-
-
-class PaddedBert(nn.Module):
-    """The network of a `Bert`, sharing its weights; every pair must have one real token at least."""
-
-    def __init__(self, bert: Bert) -> None:
-        super().__init__()
-        self.activation = bert.activation
-        self.embeddings, self.layers, self.head = bert.embeddings, bert.layers, bert.head
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> tuple[Tensor, Tensor]:
-        real_B11S = attention_mask[:, None, None, :] != 0
-        tables = self.embeddings
-        hidden = tables.word(input_ids) + tables.token_type(token_type_ids)
-        hidden = tables.norm(hidden + tables.position.weight[: input_ids.shape[1]])
-        for layer in self.layers[:-1]:
-            query, key, value = layer.qkv(hidden).chunk(3, dim=-1)
-            hidden = _finish(layer, _attend(query, key, value, real_B11S, layer.heads), hidden)
-        last = self.layers[-1]
-        cls_B1E = hidden[:, :1]
-        key, value = last.key_value(hidden).chunk(2, dim=-1)
-        cls_B1E = _finish(last, _attend(last.query(cls_B1E), key, value, real_B11S, last.heads), cls_B1E)
-        pooled_BE = torch.tanh(self.head.pooler(cls_B1E[:, 0]))
-        logits_BC = self.head.classifier(pooled_BE)
-        if self.activation == "softmax":
-            return logits_BC, torch.softmax(logits_BC, dim=-1)
-        return logits_BC, torch.sigmoid(logits_BC) if self.activation == "sigmoid" else logits_BC.clone()
-
-
-def _attend(query: Tensor, key: Tensor, value: Tensor, real_B11S: Tensor, heads: int) -> Tensor:
-    """Return softmax(Q Kᵀ / √D) V over the real tokens: query [B, Q, E], key and value [B, S, E] → [B, Q, E]."""
-    query, key, value = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (query, key, value))
-    scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
-    weights = torch.softmax(scores.masked_fill(~real_B11S, float("-inf")), dim=-1)
-    return (weights @ value).transpose(1, 2).flatten(2)
-
-
-def _finish(layer: Layer, context: Tensor, residual: Tensor) -> Tensor:
-    norm, inner = layer.attention_norm, layer.intermediate
-    attended = functional.layer_norm(
-        layer.attention_output(context) + residual, norm.normalized_shape, norm.weight, norm.bias, norm.eps
+    """Return the graph: input_ids, attention_mask, token_type_ids [B, S] → logits, probabilities [B, C]."""
+    graph = trace(model, OPSET)
+    ids, segments, positions, bounds = graph.graph.inputs
+    mask = ir.val("attention_mask", ir.DataType.INT64)
+    for value in (ids, mask, segments):
+        value.shape = ir.Shape(["B", "S"])
+    positions.replace_all_uses_with(ids)  # Embed takes the positions from the shape of its third input
+    (rows,) = (node for node in graph.graph if node.op_type == "Slice")  # of each pair's first token
+    first = ir.node(
+        "FirstRows", [mask], domain=DOMAIN, version=VERSION, name=rows.name.replace("Slice", "FirstRows")
     )
-    hidden = layer.output(functional.gelu(functional.linear(attended, inner.weight, inner.bias))) + attended
-    norm = layer.output_norm
-    return functional.layer_norm(hidden, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+    first.outputs[0].name = first.name
+    rows.outputs[0].replace_all_uses_with(first.outputs[0])
+    rows.append(first)
+    for bound in rows.inputs[1:]:
+        del graph.graph.initializers[bound.name]
+    graph.graph.remove(rows, safe=True)
+    bounds.replace_all_uses_with(mask)
+    graph.graph.inputs[:] = [ids, mask, segments]
+    own = [Embed, PackedAttention, ClsAttention, FirstRows]
+    add_functions(graph, [*function_protos(OPSET), *(function.to_function_proto() for function in own)])
+    inline(graph)
+    return graph
+
+
+@script(_segue, default_opset=op)
+def Embed(input_ids, token_type_ids, like, word, token_type, position, weight, bias, epsilon: float):
+    tokens = op.Add(op.Gather(word, input_ids), op.Gather(token_type, token_type_ids))
+    longest = op.Shape(like, start=1)
+    positions = op.Slice(position, op.Constant(value_ints=[0]), longest, op.Constant(value_ints=[0]))
+    normal = op.LayerNormalization(op.Add(tokens, positions), weight, bias, axis=-1, epsilon=epsilon)
+    out = op.Flatten(normal, axis=2)
+    return out
+
+
+@script(_segue, default_opset=op)
+def PackedAttention(qkv, attention_mask, heads: int):
+    rest = op.Constant(value_ints=[-1])
+    parts = op.Constant(value_ints=[3])
+    count = op.Reshape(op.Constant(value_int=heads), rest)
+    sizes = op.Concat(op.Shape(attention_mask), parts, count, rest, axis=0)
+    split = op.Transpose(op.Reshape(qkv, sizes), perm=[2, 0, 3, 1, 4])  # [3, B, H, S, D]
+    query = op.Gather(split, op.Constant(value_int=0), axis=0)
+    key = op.Gather(split, op.Constant(value_int=1), axis=0)
+    value = op.Gather(split, op.Constant(value_int=2), axis=0)
+    root = op.Sqrt(op.Cast(op.Shape(key, start=3), to=_FLOAT))
+    scores = op.Div(op.MatMul(query, op.Transpose(key, perm=[0, 1, 3, 2])), root)
+    seen = op.Unsqueeze(op.Cast(attention_mask, to=_BOOL), op.Constant(value_ints=[1, 2]))
+    # the least float32 takes the place of a padded score, it is not added: exactly 0 after the softmax
+    weights = op.Softmax(op.Where(seen, scores, op.Constant(value_float=-3.4028234e38)), axis=-1)
+    context = op.MatMul(weights, value)
+    out = op.Flatten(op.Transpose(context, perm=[0, 2, 1, 3]), axis=2)
+    return out
+
+
+@script(_segue, default_opset=op)
+def ClsAttention(q, kv, attention_mask, heads: int):
+    rest = op.Constant(value_ints=[-1])
+    parts = op.Constant(value_ints=[2])
+    count = op.Reshape(op.Constant(value_int=heads), rest)
+    sizes = op.Concat(op.Shape(attention_mask), parts, count, rest, axis=0)
+    split = op.Transpose(op.Reshape(kv, sizes), perm=[2, 0, 3, 1, 4])  # [2, B, H, S, D]
+    key = op.Gather(split, op.Constant(value_int=0), axis=0)
+    value = op.Gather(split, op.Constant(value_int=1), axis=0)
+    single = op.Constant(value_ints=[1])
+    one_row = op.Concat(op.Shape(attention_mask, end=1), count, single, rest, axis=0)
+    root = op.Sqrt(op.Cast(op.Shape(key, start=3), to=_FLOAT))
+    query = op.Reshape(q, one_row)  # [B, H, 1, D]
+    scores = op.Div(op.MatMul(query, op.Transpose(key, perm=[0, 1, 3, 2])), root)
+    seen = op.Unsqueeze(op.Cast(attention_mask, to=_BOOL), op.Constant(value_ints=[1, 2]))
+    weights = op.Softmax(op.Where(seen, scores, op.Constant(value_float=-3.4028234e38)), axis=-1)
+    out = op.Flatten(op.MatMul(weights, value), axis=1)
+    return out
+
+
+@script(_segue, default_opset=op)
+def FirstRows(attention_mask):
+    longest = op.Squeeze(op.Shape(attention_mask, start=1))
+    rows = op.ReduceProd(op.Shape(attention_mask), keepdims=0)
+    out = op.Range(op.Constant(value_int=0), rows, longest)
+    return out

@@ -1,7 +1,10 @@
 """The tokenizer of a checkpoint as a `tokenizers.Tokenizer` that does nothing of its own accord.
 
-From tokenizer.json, its truncation and padding taken out; or from vocab.txt and the settings of tokenizer_config.json.
-Either way it must build [CLS] A [SEP] B [SEP] with the segment ids 0 and 1, and fit the embedding table.
+From tokenizer.json, its truncation and padding taken out; or from vocab.txt. For BERT's own tokenizer classes
+the settings of tokenizer_config.json (lower-casing, accents, Chinese characters) and their defaults win over
+what tokenizer.json says, as they do in transformers 4 and 5; where those two would differ from each other,
+the checkpoint is refused. The rest of tokenizer_config.json that fast tokenizers ignore (`never_split`,
+`do_basic_tokenize`) is ignored.
 """
 
 from __future__ import annotations
@@ -17,6 +20,13 @@ from segue.errors import BundleError
 
 __all__ = ["max_tokens", "read_tokenizer"]
 
+_BERT_CLASSES = (None, "BertTokenizer", "BertTokenizerFast")
+# Where a tokenizer.json of BERT's differs from this, transformers 5 replaces it and transformers 4 does not.
+_BERT_PARTS = {
+    "normalizer": {"type": "BertNormalizer", "clean_text": True},
+    "pre_tokenizer": {"type": "BertPreTokenizer"},
+    "model": {"type": "WordPiece", "continuing_subword_prefix": "##", "max_input_chars_per_word": 100},
+}
 _SANE = 1_000_000  # tokens; transformers writes 1e30 where it knows no limit
 
 
@@ -24,91 +34,134 @@ def read_tokenizer(folder: Path, vocab_size: int) -> Tokenizer:
     """Return the tokenizer of the checkpoint in `folder`, whose embedding table has `vocab_size` rows.
 
     Raises:
-        BundleError: there is none, it is not readable, it builds a pair in another form, or it does not fit the table.
+        BundleError: there is none; it is not readable or not BERT's; it builds a pair other than as
+            [CLS] A [SEP] B [SEP] with the segment ids 0 and 1; or an id lies beyond the table.
     """
+    settings = _settings(folder)
+    inputs = settings.get("model_input_names")
+    if inputs is not None and "token_type_ids" not in inputs:
+        raise BundleError(f"{folder}: tokenizer_config.json: model_input_names leaves token_type_ids out")
+    if settings.get("truncation_side", "right") != "right":
+        raise BundleError(f"{folder}: tokenizer_config.json: truncation_side: segue truncates on the right")
     if (folder / "tokenizer.json").is_file():
-        tokenizer = _from_json(folder / "tokenizer.json")
+        tokenizer = _from_json(folder / "tokenizer.json", settings)
     elif (folder / "vocab.txt").is_file():
-        tokenizer = _from_vocabulary(folder)
+        tokenizer = _from_vocabulary(folder, settings)
     else:
         raise BundleError(f"{folder}: no tokenizer: looked for tokenizer.json and vocab.txt")
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
     highest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
     if highest >= vocab_size:
-        raise BundleError(f"{folder}: the tokenizer's highest id is {highest}, the embedding table has {vocab_size} rows")
+        raise BundleError(
+            f"{folder}: the tokenizer's highest id is {highest}, "
+            f"but the embedding table has {vocab_size} rows"
+        )
     _check_pair(tokenizer, folder)
     return tokenizer
 
 
 def max_tokens(folder: Path, positions: int) -> int:
-    """Return the longest pair in tokens: the rows of the position table, or the tokenizer's own limit if smaller."""
+    """Return the longest pair in tokens: the position table's rows, or the tokenizer's limit if smaller."""
     limit = _settings(folder).get("model_max_length")
-    if type(limit) in (int, float) and 3 <= limit < _SANE:
-        return min(positions, int(limit))
-    return positions
+    sane = type(limit) in (int, float) and 3 <= limit < _SANE
+    return min(positions, int(limit)) if sane else positions
 
 
-def _from_json(path: Path) -> Tokenizer:
+def _from_json(path: Path, settings: dict[str, Any]) -> Tokenizer:
     try:
-        return Tokenizer.from_file(str(path))
+        tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # tokenizers raises Exception itself
         raise BundleError(f"{path}: not a tokenizer: {error}") from error
+    if (tokenizer.truncation or {}).get("direction", "right").lower() != "right":
+        raise BundleError(f"{path}: truncation.direction: segue truncates on the right")
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    if settings.get("tokenizer_class") in _BERT_CLASSES:
+        stored = _object(path)
+        for part, expected in _BERT_PARTS.items():
+            found = stored.get(part) or {}
+            for key, value in expected.items():
+                if found.get(key) != value:
+                    raise BundleError(
+                        f"{path}: {part}.{key}: {found.get(key)!r} is not BERT's, which has {value!r}"
+                    )
+        tokenizer.normalizer = _normalizer(settings, path.parent)
+    return tokenizer
 
 
-def _from_vocabulary(folder: Path) -> Tokenizer:
-    """Build BERT's tokenizer as transformers does from the same two files."""
-    settings = _settings(folder)
-    tokens = (folder / "vocab.txt").read_text(encoding="utf-8").split("\n")
-    vocabulary = {token.rstrip("\r"): index for index, token in enumerate(tokens) if token}
-    names = {role: _token(settings, role) for role in ("unk", "sep", "pad", "cls", "mask")}
+def _from_vocabulary(folder: Path, settings: dict[str, Any]) -> Tokenizer:
+    """Build BERT's tokenizer from vocab.txt: a token a line, its number the id."""
+    if (found := settings.get("tokenizer_class")) not in _BERT_CLASSES:
+        raise BundleError(f"{folder}: tokenizer_class: {found!r} needs a tokenizer.json")
+    lines = (folder / "vocab.txt").read_text(encoding="utf-8").split("\n")
+    vocabulary = {token: index for index, token in enumerate(lines) if token}
+    names = {role: _special_token(settings, role) for role in ("unk", "sep", "pad", "cls", "mask")}
     for role in ("unk", "sep", "cls"):
         if names[role] not in vocabulary:
-            raise BundleError(f"{folder / 'vocab.txt'}: {role}_token {names[role]!r} is not in it")
+            raise BundleError(f"{folder / 'vocab.txt'}: the {role}_token {names[role]!r} is not in it")
+    for added in _added_tokens(folder, settings):
+        if added not in vocabulary:
+            raise BundleError(f"{folder}: the added token {added!r} needs a tokenizer.json")
     tokenizer = Tokenizer(WordPiece(vocabulary, unk_token=names["unk"]))
-    tokenizer.normalizer = normalizers.BertNormalizer(
-        clean_text=True,
-        handle_chinese_chars=settings.get("tokenize_chinese_chars", True),
-        strip_accents=settings.get("strip_accents"),
-        lowercase=settings.get("do_lower_case", True),
-    )
+    tokenizer.normalizer = _normalizer(settings, folder)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece(prefix="##")
     tokenizer.add_special_tokens([name for name in names.values() if name in vocabulary])
-    special = [(names[role], vocabulary[names[role]]) for role in ("cls", "sep")]
     cls, sep = names["cls"], names["sep"]
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{cls} $A {sep}", pair=f"{cls}:0 $A:0 {sep}:0 $B:1 {sep}:1", special_tokens=special
-    )
+    tokenizer.post_processor = processors.BertProcessing((sep, vocabulary[sep]), (cls, vocabulary[cls]))
     return tokenizer
+
+
+def _normalizer(settings: dict[str, Any], folder: Path) -> normalizers.Normalizer:
+    try:
+        return normalizers.BertNormalizer(
+            clean_text=True,
+            handle_chinese_chars=settings.get("tokenize_chinese_chars", True),
+            strip_accents=settings.get("strip_accents"),
+            lowercase=settings.get("do_lower_case", True),
+        )
+    except TypeError as error:
+        raise BundleError(f"{folder / 'tokenizer_config.json'}: {error}") from error
+
+
+def _special_token(settings: dict[str, Any], role: str) -> str:
+    """Return the name of a special token: the settings give a string, or an object with `content`."""
+    found = settings.get(f"{role}_token") or f"[{role.upper()}]"
+    return str(found["content"] if isinstance(found, dict) else found)
+
+
+def _added_tokens(folder: Path, settings: dict[str, Any]) -> list[str]:
+    """Return the tokens that the settings add to the vocabulary, new and old way."""
+    decoder = settings.get("added_tokens_decoder") or {}
+    path = folder / "added_tokens.json"
+    return [token["content"] for token in decoder.values()] + list(_object(path) if path.is_file() else ())
 
 
 def _settings(folder: Path) -> dict[str, Any]:
     path = folder / "tokenizer_config.json"
-    if not path.is_file():
-        return {}
+    return _object(path) if path.is_file() else {}
+
+
+def _object(path: Path) -> dict[str, Any]:
     try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise BundleError(f"{path}: not readable as JSON: {error}") from error
-    if not isinstance(settings, dict):
-        raise BundleError(f"{path}: expected an object, got {type(settings).__name__}")
-    return settings
-
-
-def _token(settings: dict[str, Any], role: str) -> str:
-    """Return the name of a special token, which the settings give as a string or as an object with `content`."""
-    found = settings.get(f"{role}_token", f"[{role.upper()}]")
-    return str(found["content"] if isinstance(found, dict) else found)
+    if not isinstance(found, dict):
+        raise BundleError(f"{path}: expected an object, got {type(found).__name__}")
+    return found
 
 
 def _check_pair(tokenizer: Tokenizer, folder: Path) -> None:
     empty = tokenizer.encode("", "")
-    if len(empty.ids) != 3 or empty.ids[1] != empty.ids[2] or empty.type_ids != [0, 0, 1]:
-        raise BundleError(f"{folder}: the tokenizer does not build [CLS] A [SEP] B [SEP]: '' and '' give {empty.tokens}")
-    cls, sep, _ = empty.ids
-    first, second = "The rain in Spain", "falls mainly on the plain."
-    a, b = (tokenizer.encode(text, add_special_tokens=False).ids for text in (first, second))
-    pair = tokenizer.encode(first, second)
-    if pair.ids != [cls, *a, sep, *b, sep] or pair.type_ids != [0] * (len(a) + 2) + [1] * (len(b) + 1):
-        raise BundleError(f"{folder}: the tokenizer does not build [CLS] A [SEP] B [SEP]: got {pair.tokens}")
+    if len(empty.ids) == 3 and empty.ids[1] == empty.ids[2] and empty.type_ids == [0, 0, 1]:
+        cls, sep, _ = empty.ids
+        first, second = "The rain in Spain", "falls mainly on the plain."
+        a, b = (tokenizer.encode(text, add_special_tokens=False).ids for text in (first, second))
+        pair = tokenizer.encode(first, second)
+        segments = [0] * (len(a) + 2) + [1] * (len(b) + 1)
+        if (pair.ids, pair.type_ids) == ([cls, *a, sep, *b, sep], segments):
+            return
+    raise BundleError(
+        f"{folder}: the tokenizer does not build a pair as [CLS] A [SEP] B [SEP] with the segments 0 and 1: "
+        f"two empty sentences give {empty.tokens} {empty.type_ids}"
+    )

@@ -6,8 +6,9 @@ Knows nothing about checkpoints; it is given the file, the module and the tokeni
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, chain, cycle, islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -19,21 +20,81 @@ from segue.errors import BundleError
 from segue.export.bert import Bert
 from segue.export.sentences import SENTENCES
 
-__all__ = [
-    "LOGIT_LIMIT",
-    "PROBABILITY_LIMIT",
-    "Batch",
-    "differences",
-    "pair_lengths",
-    "run_onnx",
-    "run_pytorch",
-    "sample",
-]
+__all__ = ["LOGIT_LIMIT", "PROBABILITY_LIMIT", "Batch", "differences", "measure", "pair_lengths", "sample"]
 
 PROBABILITY_LIMIT = 1e-5
 LOGIT_LIMIT = 1e-4  # of the pair's largest logit, or of 1 where that is smaller
 
 Arrays = tuple[NDArray[np.float32], NDArray[np.float32]]  # logits, probabilities: [B, C]
+
+
+def measure(
+    path: Path, model: Bert, tokenizer: Tokenizer, *, max_tokens: int, layout: str, precision: str
+) -> dict[str, Any]:
+    """Return the measured distance of the ONNX file at `path` from `model`, as segue.json stores it.
+
+    With precision "float16" the file is held against the module whose weights are rounded so, and `model` is
+    left that way; the distance from the unrounded one comes as rounding_…. A regression has no probability:
+    both figures are the relative one of its logit.
+
+    Raises:
+        BundleError: the distance is beyond the limits; the message has the figures.
+    """
+    regression = model.activation == "identity"
+    batches = sample(tokenizer, max_tokens)
+    found = _run_onnx(path, batches, layout)
+    expected = _run_pytorch(model, batches)
+    parity: dict[str, Any] = {
+        "against": f"PyTorch {torch.__version__}, the eager ops of segue",
+        "pairs": len(found[0]),
+        "shortest": min(pair_lengths(max_tokens)),
+        "longest": max_tokens,
+    }
+    if precision == "float16":
+        rounding = differences(found, expected, regression=regression)
+        for parameter in model.parameters():
+            parameter.data = parameter.data.half().float()
+        expected = _run_pytorch(model, batches)
+    exact = differences(found, expected, regression=regression)
+    if not (exact[0] <= PROBABILITY_LIMIT and exact[1] <= LOGIT_LIMIT):  # NaN is beyond the limits too
+        raise BundleError(
+            f"the exported graph differs from PyTorch: probabilities by {exact[0]:.2e} "
+            f"(limit {PROBABILITY_LIMIT:.0e}), logits by {exact[1]:.2e} (limit {LOGIT_LIMIT:.0e}, relative)"
+        )
+    names = ("max_probability_difference", "max_relative_logit_difference")
+    parity |= dict(zip(names, exact, strict=True))
+    if precision == "float16":
+        parity |= {f"rounding_{name}": value for name, value in zip(names, rounding, strict=True)}
+    return parity
+
+
+def pair_lengths(longest: int) -> list[int]:
+    """Return lengths in tokens from 3, the least a pair can have, to `longest`, closer where short."""
+    steps = {3 + round((longest - 3) * (step / 14) ** 2) for step in range(15)}
+    return sorted(steps | set(range(3, min(longest, 8) + 1)))
+
+
+def sample(tokenizer: Tokenizer, longest: int) -> list[Batch]:
+    """Return real text, a pair of every length, in three batches: short, long (and a short), longest."""
+    cls, sep, _ = tokenizer.encode("", "").ids
+    texts = [tokenizer.encode(sentence, add_special_tokens=False).ids for sentence in SENTENCES]
+    if not all(texts):
+        raise BundleError("the tokenizer finds no token in an English sentence")
+    pairs = []
+    for number, length in enumerate(pair_lengths(longest)):
+        first = (length - 3) * (1 + number % 3) // 4  # a quarter of the text, a half, three quarters
+        a = _running_text(texts, number, first)
+        b = _running_text(texts, number + 1, length - 3 - first)
+        pairs.append(([cls, *a, sep], [*b, sep]))
+    middle = len(pairs) // 2
+    return [_pack(pairs[:middle]), _pack([pairs[0], *pairs[middle:]]), _pack(pairs[-1:])]
+
+
+def differences(found: Arrays, expected: Arrays, *, regression: bool = False) -> tuple[float, float]:
+    """Return the largest difference of a probability, and of a logit relative to the pair's largest or 1."""
+    scale = np.maximum(np.abs(expected[0]).max(axis=1, keepdims=True), 1)
+    logit = float((np.abs(found[0] - expected[0]) / scale).max())
+    return logit if regression else float(np.abs(found[1] - expected[1]).max()), logit
 
 
 @dataclass(frozen=True)
@@ -54,68 +115,27 @@ class Batch:
         return {"input_ids": ids, "attention_mask": mask.astype(np.int64), "token_type_ids": types}
 
 
-def pair_lengths(longest: int) -> list[int]:
-    """Return lengths in tokens from 3, the shortest a pair can have, to `longest`, closer together where short."""
-    steps = {3 + round((longest - 3) * (step / 14) ** 2) for step in range(15)}
-    return sorted(steps | set(range(3, min(longest, 8) + 1)))
-
-
-def sample(tokenizer: Tokenizer, longest: int) -> list[Batch]:
-    """Return real text as batches: one of every length, and one of nothing but the longest pair."""
-    cls, sep, _ = tokenizer.encode("", "").ids
-    pairs = []
-    for number, length in enumerate(pair_lengths(longest)):
-        first = (length - 3) * (1 + number % 3) // 4  # a quarter, a half, three quarters
-        a = _tokens(tokenizer, number, first)
-        b = _tokens(tokenizer, number + 1, length - 3 - first)
-        pairs.append(([cls, *a, sep], [*b, sep]))
-    return [_pack(pairs), _pack(pairs[-1:])]
-
-
-def run_pytorch(model: Bert, batches: list[Batch]) -> Arrays:
-    """Return what the module gives for every pair of every batch."""
+def _run_pytorch(model: Bert, batches: list[Batch]) -> Arrays:
     with torch.no_grad():
-        results = [model(*(torch.from_numpy(array) for array in vars(batch).values())) for batch in batches]
-    return tuple(torch.cat(parts).numpy() for parts in zip(*results, strict=True))
+        results = [model(*map(torch.from_numpy, vars(batch).values())) for batch in batches]
+    logits, probabilities = (torch.cat(parts).numpy() for parts in zip(*results, strict=True))
+    return logits, probabilities
 
 
-def run_onnx(path: Path, batches: list[Batch], *, layout: str) -> Arrays:
-    """Return what ONNX Runtime gives, on the CPU, for every pair of every batch."""
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+def _run_onnx(path: Path, batches: list[Batch], layout: str) -> Arrays:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     feeds = [batch.padded() if layout == "padded" else vars(batch) for batch in batches]
     results = [session.run(["logits", "probabilities"], feed) for feed in feeds]
-    return tuple(np.concatenate(parts) for parts in zip(*results, strict=True))
+    logits, probabilities = (np.concatenate(parts) for parts in zip(*results, strict=True))
+    return logits, probabilities
 
 
-def differences(found: Arrays, expected: Arrays) -> tuple[float, float]:
-    """Return the largest difference of a probability, and of a logit relative to the pair's largest, or to 1."""
-    scale = np.maximum(np.abs(expected[0]).max(axis=1, keepdims=True), 1)
-    return (
-        float(np.abs(found[1] - expected[1]).max()),
-        float((np.abs(found[0] - expected[0]) / scale).max()),
-    )
-
-
-def check(probability: float, logit: float) -> None:
-    """Refuse what differs from PyTorch by more than the limits; NaN is more.
-
-    Raises:
-        BundleError: it does; the message has the figures.
-    """
-    if not (probability <= PROBABILITY_LIMIT and logit <= LOGIT_LIMIT):
-        raise BundleError(
-            f"the exported graph differs from PyTorch: probabilities by {probability:.2e} "
-            f"(limit {PROBABILITY_LIMIT:.0e}), logits by {logit:.2e} (limit {LOGIT_LIMIT:.0e}, relative)"
-        )
-
-
-def _tokens(tokenizer: Tokenizer, start: int, count: int) -> list[int]:
-    """Return exactly `count` tokens of running text that begins with another sentence for another `start`."""
-    ids: list[int] = []
-    while len(ids) < count:
-        ids += tokenizer.encode(SENTENCES[start % len(SENTENCES)], add_special_tokens=False).ids
-        start += 1
-    return ids[:count]
+def _running_text(texts: list[list[int]], start: int, count: int) -> list[int]:
+    """Return exactly `count` tokens of text that begins with sentence `start`."""
+    sentences = islice(cycle(texts), start, None)
+    return list(islice(chain.from_iterable(sentences), count))
 
 
 def _pack(pairs: list[tuple[list[int], list[int]]]) -> Batch:

@@ -6,12 +6,14 @@ The alphabet, used everywhere:
     L layers                E hidden size                  H heads                  D = E / H
     F feed-forward size     C labels                       R rows of any matrix
 
-A packed batch is B pairs laid end to end in T rows; pair b owns the rows cu_seqlens[b] to cu_seqlens[b + 1]. Equal
-neighbours in `cu_seqlens` are an empty pair: it owns no rows, and where an op gives a row per pair, that row is zero.
+A packed batch is B pairs laid end to end in T rows; pair b owns the rows cu_seqlens[b] to cu_seqlens[b + 1].
+Equal neighbours in `cu_seqlens` are an empty pair: it owns no rows, and where an op gives a row per pair,
+that row is zero.
 
-Arithmetic is float32 whatever the storage (float64 stays float64, so that a test can have its judge); the result has
-the dtype of the first tensor. With `out=` the result is written there, in its dtype, and `out` is returned. Without
-`out` every op is differentiable. Weights are as PyTorch's `Linear` has them, [out, in]. Needs torch alone.
+Arithmetic is float32 whatever the storage (float64 stays float64, so that a test can have its judge); the
+result has the dtype of the first tensor. With `out=` the result is written there, in its dtype, and `out` is
+returned. Without `out` every op is differentiable. Weights are as PyTorch's `Linear` has them, [out, in].
+Needs torch alone.
 """
 
 from __future__ import annotations
@@ -103,7 +105,7 @@ def cls_attention(
 def softmax(x: Tensor, *, out: Tensor | None = None) -> Tensor:
     """Return exp(x - max) / Σ exp(x - max) over the last axis of x: [R, C].
 
-    -inf gives 0; a row of nothing but -inf gives NaN, as does a row with a NaN or +inf; a single column gives 1.
+    -inf gives 0, a single column 1; a row of nothing but -inf gives NaN, as does one with a NaN or +inf.
     """
     return _give(torch.softmax(_wide(x), dim=-1), x, out)
 
@@ -113,7 +115,7 @@ def add_layer_norm(
 ) -> Tensor:
     """Return LayerNorm(x + residual) over the last axis: x, residual: [T, E]; weight, bias: [E] → [T, E].
 
-    The sum is taken in float32. The variance is the biased one (divided by E), eps is added to it under the root.
+    The sum is taken in float32. The variance is the biased one (divided by E); eps is added under the root.
     """
     return _give(_layer_norm(_wide(x) + _wide(residual), weight, bias, eps), x, out)
 
@@ -162,9 +164,18 @@ def pool_classify(
     *,
     out: Tensor | None = None,
 ) -> Tensor:
-    """Return the logits, classifier(tanh(pooler(cls))): cls [B, E]; pooler [E, E], [E]; classifier [C, E], [C] → [B, C].
+    """Return the logits, classifier(tanh(pooler(cls))).
 
     What lies between the two products is not rounded to the dtype of cls.
+
+    Args:
+        cls: [B, E], the first row of each pair.
+        pooler_weight, pooler_bias: [E, E] and [E].
+        classifier_weight, classifier_bias: [C, E] and [C].
+        out: [B, C].
+
+    Returns:
+        [B, C].
     """
     pooled_BE = torch.tanh(_affine(cls, pooler_weight, pooler_bias))
     return _give(_affine(pooled_BE, classifier_weight, classifier_bias), cls, out)

@@ -1,7 +1,8 @@
 """Checkpoints and bundles for every test: tiny, random, of any class and size, written once a session.
 
-`make_checkpoint(**options)` writes a Hugging Face folder, `make_bundle(**options)` exports one; both give the path of
-a folder that is shared by all tests that ask for the same options, so it must not be changed (copy it first).
+`make_checkpoint(**options)` writes a Hugging Face folder, `make_bundle(**options)` exports one; both give the
+path of a folder that is shared by all tests that ask for the same options, so it must not be changed (copy it
+first).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ EXPORT_OPTIONS = ("precision", "layout", "flat", "head", "positive")
 
 @pytest.fixture(scope="session")
 def make_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Return a function that writes a checkpoint folder and gives its path; see `write_checkpoint` for the options."""
+    """Return a function that writes a checkpoint folder with `write_checkpoint` and gives its path."""
     made: dict[str, Path] = {}
 
     def make(**options: Any) -> Path:
@@ -36,7 +37,7 @@ def make_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., P
 def make_bundle(
     tmp_path_factory: pytest.TempPathFactory, make_checkpoint: Callable[..., Path]
 ) -> Callable[..., Path]:
-    """Return a function that exports such a checkpoint; it takes the options of `export_checkpoint` besides."""
+    """Return a function that exports such a checkpoint; it takes `export_checkpoint`'s options besides."""
     made: dict[str, Path] = {}
 
     def make(**options: Any) -> Path:
@@ -70,15 +71,16 @@ def write_checkpoint(
     config: dict[str, Any] | None = None,
     shard_size: str | None = None,
 ) -> Path:
-    """Write a random model, its tokenizer.json and vocab.txt into `folder`; `config` adds keys to config.json.
+    """Write a random model, its tokenizer.json and vocab.txt; `config` adds keys to config.json.
 
-    `vocab_size` defaults to that of the vocabulary, about 330, and pads it with unused entries where larger. Every
-    weight differs from every other (an exporter may merge equal ones), and the scale is such that logits differ from
-    pair to pair by about one.
+    `vocab_size` defaults to that of the vocabulary, about 330, and pads it with unused entries where larger.
+    Every weight differs from every other (an exporter may merge equal ones), and the scale is such that
+    logits differ from pair to pair by about one.
     """
     import torch
     import transformers
 
+    transformers.utils.logging.disable_progress_bar()
     vocabulary = _vocabulary(lowercase)
     vocabulary += [f"[unused{i}]" for i in range((vocab_size or 0) - len(vocabulary))]
     vocabulary = vocabulary[:vocab_size]
@@ -122,7 +124,7 @@ def write_checkpoint(
 
 
 def write_tokenizer(folder: Path, vocabulary: list[str], *, lowercase: bool) -> None:
-    """Write vocab.txt, tokenizer.json (with truncation and padding of its own, which must not leak) and its settings."""
+    """Write vocab.txt, tokenizer_config.json, and a tokenizer.json with truncation and padding of its own."""
     from tokenizers import BertWordPieceTokenizer
 
     numbered = {token: i for i, token in enumerate(vocabulary)}

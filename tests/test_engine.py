@@ -8,6 +8,7 @@ import logging
 import os
 import pickle
 import random
+import shutil
 import subprocess
 import sys
 import threading
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from segue import Engine, ExecutorUnavailable, InputError, SegueError
+from segue import BundleError, Engine, ExecutorUnavailable, InputError, SegueError
 from segue.bundle import read_bundle
 from segue.export.sentences import SENTENCES
 
@@ -462,8 +463,6 @@ def test_values_that_are_not_finite_name_the_pair(engine, monkeypatch):
 
 
 def test_a_checkpoint_folder_is_exported_once(make_checkpoint, make_bundle, tmp_path, monkeypatch):
-    import shutil
-
     import segue.export
 
     monkeypatch.setenv("SEGUE_CACHE", str(tmp_path / "cache"))
@@ -481,3 +480,23 @@ def test_a_checkpoint_folder_is_exported_once(make_checkpoint, make_bundle, tmp_
     os.utime(checkpoint / "model.safetensors", ns=(0, 0))  # another state of the checkpoint
     Engine.load(checkpoint)
     assert len(exports) == 1
+
+
+def test_a_checkpoint_exported_by_another_process_meanwhile_serves(
+    make_checkpoint, make_bundle, tmp_path, monkeypatch
+):
+    import segue.export
+
+    def export_checkpoint(checkpoint: Path, out: Path) -> None:
+        shutil.copytree(make_bundle(), out)
+        raise BundleError(f"{out}: taken while the export ran")
+
+    monkeypatch.setenv("SEGUE_CACHE", str(tmp_path))
+    monkeypatch.setattr(segue.export, "export_checkpoint", export_checkpoint, raising=False)
+    assert Engine.load(make_checkpoint(), threads=1).score([("a", "b")]).shape == (1,)
+    monkeypatch.setattr(
+        segue.export, "export_checkpoint", lambda *_: (_ for _ in ()).throw(BundleError("bad"))
+    )
+    monkeypatch.setenv("SEGUE_CACHE", str(tmp_path / "elsewhere"))
+    with pytest.raises(BundleError, match="bad"):
+        Engine.load(make_checkpoint())

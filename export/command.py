@@ -1,0 +1,64 @@
+"""`segue export`: the arguments, and what is said when it is done. The work is `export_checkpoint`'s."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+__all__ = ["add_arguments", "run"]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what `segue export` takes to its parser."""
+    parser.add_argument("checkpoint", type=Path, help="Hugging Face folder of a BERT with a pair classifier")
+    parser.add_argument(
+        "out", type=Path, help="the bundle to write: a folder that does not exist, or is empty"
+    )
+    parser.add_argument(
+        "--precision",
+        choices=["float32", "float16"],
+        default="float32",
+        help="how the weights are stored; arithmetic on a CPU is float32 either way (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--layout",
+        choices=["packed", "padded"],
+        default="packed",
+        help="packed for segue; padded for other runtimes: input_ids, attention_mask, token_type_ids "
+        "(default: %(default)s)",
+    )
+    parser.add_argument("--flat", action="store_true", help="inline the ONNX functions")
+    parser.add_argument(
+        "--head", choices=["regression"], help="make the score of a one-label model its logit"
+    )
+    parser.add_argument("--positive", metavar="LABEL", help="the label that `segue score` reports")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Export, say where the bundle is and how close to PyTorch, and return the exit code 0.
+
+    Raises:
+        SegueError: as `export_checkpoint` does.
+    """
+    from segue.export.publish import export_checkpoint
+
+    manifest = export_checkpoint(
+        arguments.checkpoint,
+        arguments.out,
+        precision=arguments.precision,
+        layout=arguments.layout,
+        flat=arguments.flat,
+        head=arguments.head,
+        positive=arguments.positive,
+    )
+    head, parity = manifest.head, manifest.parity
+    size = sum((arguments.out / name).stat().st_size for name in manifest.files)
+    positive = "none" if head.positive is None else head.labels[head.positive]
+    print(f"{arguments.out}: {size / 1e6:.1f} MB, {manifest.precision}, {manifest.layout}")
+    print(f"head: {head.kind}, labels {', '.join(head.labels)}; score reports {positive}")
+    print(
+        f"against PyTorch, {parity['pairs']} pairs of {parity['shortest']} to {parity['longest']} tokens: "
+        f"probabilities within {parity['max_probability_difference']:.1e}, "
+        f"logits within {parity['max_relative_logit_difference']:.1e} (relative)"
+    )
+    return 0

@@ -1,0 +1,266 @@
+"""Exporting: the bundle that comes out, and that nothing comes out when anything is wrong."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from segue.bundle import read_bundle
+from segue.errors import BundleError, InputError
+from segue.export import command, export_checkpoint, graph, publish, verify
+from segue.export.checkpoint import load_bert, read_checkpoint
+from segue.export.sentences import SENTENCES
+
+
+@pytest.fixture(scope="module")
+def traced(make_checkpoint: Callable[..., Path]) -> Any:
+    return graph.packed_graph(load_bert(read_checkpoint(make_checkpoint())))
+
+
+@pytest.fixture
+def quick(traced: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trace the default checkpoint once: it takes seconds, and these tests are about what follows."""
+    monkeypatch.setattr(publish, "packed_graph", lambda model, flat: traced.clone())
+
+
+def test_the_manifest_says_what_was_exported(make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    labels = ["contradiction", "entailment", "neutral"]
+    checkpoint = make_checkpoint(architecture="BertForSequenceClassification", labels=labels, positions=40)
+    manifest = export_checkpoint(checkpoint, tmp_path / "out", positive="entailment")
+    assert manifest == read_bundle(tmp_path / "out")
+    assert (manifest.head.kind, manifest.head.labels) == ("multiclass", tuple(labels))
+    assert manifest.head.positive == 1
+    assert manifest.max_tokens == manifest.dimensions.positions == 40
+    assert (manifest.dimensions.layers, manifest.dimensions.hidden_size, manifest.dimensions.heads) == (
+        2,
+        64,
+        2,
+    )
+    assert (manifest.layout, manifest.flat, manifest.precision) == ("packed", False, "float32")
+    assert manifest.source["architecture"] == "BertForSequenceClassification"
+    assert manifest.source["name"] == checkpoint.name
+    assert set(manifest.files) == {"model.onnx", "tokenizer.json"}
+    assert set(manifest.versions) == {"segue", "torch", "onnx", "onnxscript", "onnxruntime"}
+    assert (manifest.parity["shortest"], manifest.parity["longest"]) == (3, 40)
+    assert 0 <= manifest.parity["max_probability_difference"] <= verify.PROBABILITY_LIMIT
+    assert 0 <= manifest.parity["max_relative_logit_difference"] <= verify.LOGIT_LIMIT
+
+
+def test_rounding_to_float16_is_measured_apart(make_bundle: Callable[..., Path]) -> None:
+    parity = read_bundle(make_bundle(precision="float16")).parity
+    assert parity["max_probability_difference"] <= verify.PROBABILITY_LIMIT
+    assert parity["rounding_max_probability_difference"] > 10 * parity["max_probability_difference"]
+    assert parity["rounding_max_relative_logit_difference"] < 0.05
+
+
+def test_verification_has_real_text_of_many_lengths(make_bundle: Callable[..., Path]) -> None:
+    from tokenizers import Tokenizer
+
+    assert verify.pair_lengths(512)[:6] == [3, 4, 5, 6, 7, 8]
+    assert verify.pair_lengths(512)[-1] == 512
+    assert len(verify.pair_lengths(512)) >= 18
+    assert verify.pair_lengths(3) == [3]
+    tokenizer = Tokenizer.from_file(str(make_bundle() / "tokenizer.json"))
+    short, long, longest = verify.sample(tokenizer, 512)
+    lengths = [np.diff(batch.cu_seqlens).tolist() for batch in (short, long, longest)]
+    assert lengths[2] == [512]
+    assert sorted({*lengths[0], *lengths[1]}) == verify.pair_lengths(512)
+    assert min(lengths[1]) == 3
+    assert SENTENCES[0].lower().split()[1] in tokenizer.decode(long.input_ids.tolist())
+
+
+def test_a_regression_is_measured_by_its_logit() -> None:
+    logits = np.array([[-40.0], [0.5]], np.float32)
+    found = logits + np.array([[4e-4], [1e-5]], np.float32)
+    probability, logit = verify.differences((found, found), (logits, logits), regression=True)
+    assert probability == logit == pytest.approx(1e-5, rel=0.1)
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_mismatch_is_not_published(
+    make_checkpoint: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = verify._run_onnx
+    shift = 2e-5
+
+    def wrong(*arguments: Any) -> Any:
+        logits, probabilities = real(*arguments)
+        return logits, probabilities + np.float32(shift)
+
+    monkeypatch.setattr(verify, "_run_onnx", wrong)
+    with pytest.raises(
+        BundleError, match=r"differs from PyTorch: probabilities by [12]\.\d\de-05 \(limit 1e-05\)"
+    ):
+        export_checkpoint(make_checkpoint(), tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+    shift = float("nan")
+    with pytest.raises(BundleError, match="probabilities by nan"):
+        export_checkpoint(make_checkpoint(), tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()], ids=str)
+@pytest.mark.usefixtures("quick")
+def test_a_failure_at_the_last_step_leaves_nothing(
+    make_checkpoint: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
+) -> None:
+    def fail(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(publish, "write_manifest", fail)
+    (tmp_path / "out").mkdir()
+    with pytest.raises(type(error)):
+        export_checkpoint(make_checkpoint(), tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert not any((tmp_path / "out").iterdir())
+
+
+def test_out_must_be_free(make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").write_text("mine")
+    for name, said in (("file", "already there"), ("full", "not an empty"), ("a/b", "parent folder")):
+        with pytest.raises(BundleError, match=said):
+            export_checkpoint(make_checkpoint(), tmp_path / name)
+    assert (tmp_path / "full" / "file").read_text() == "mine"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "full"]
+
+
+@pytest.mark.usefixtures("quick")
+def test_out_taken_meanwhile_is_left_alone(
+    make_checkpoint: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = publish.write_manifest
+
+    def another_was_faster(folder: Path, manifest: Any) -> None:
+        real(folder, manifest)
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "file").write_text("theirs")
+
+    monkeypatch.setattr(publish, "write_manifest", another_was_faster)
+    with pytest.raises(BundleError, match="taken while the export ran"):
+        export_checkpoint(make_checkpoint(), tmp_path / "out")
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "file"]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"precision": "int8"}, "precision: expected float32 or float16, got 'int8'"),
+        ({"layout": "ragged"}, "layout: expected packed or padded, got 'ragged'"),
+        ({"head": "binary"}, "head: expected 'regression' or nothing"),
+        ({"positive": "NotNext"}, "positive: BertForNextSentencePrediction"),
+    ],
+    ids=str,
+)
+def test_options_that_do_not_fit(
+    make_checkpoint: Callable[..., Path], tmp_path: Path, options: dict[str, str], said: str
+) -> None:
+    with pytest.raises(InputError, match=said):
+        export_checkpoint(make_checkpoint(), tmp_path / "out", **options)
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_weight_beyond_float16_is_refused(make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = Path(shutil.copytree(make_checkpoint(), tmp_path / "checkpoint"))
+    weights = load_file(folder / "model.safetensors")
+    weights["bert.pooler.dense.bias"][3] = 7e4
+    save_file(weights, folder / "model.safetensors")
+    with pytest.raises(BundleError, match=r"precision: head\.pooler\.bias holds values that float16 cannot"):
+        export_checkpoint(folder, tmp_path / "out", precision="float16")
+
+
+@pytest.mark.usefixtures("quick")
+def test_large_weights_go_to_a_file_of_their_own(
+    make_checkpoint: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(graph, "EXTERNAL_DATA_BYTES", 100_000)
+    manifest = export_checkpoint(make_checkpoint(), tmp_path / "out")
+    assert set(manifest.files) == {"model.onnx", "model.onnx.data", "tokenizer.json"}
+    assert manifest == read_bundle(tmp_path / "out")
+    assert (tmp_path / "out" / "model.onnx").stat().st_size < 100_000
+    stored = onnx.load(tmp_path / "out" / "model.onnx", load_external_data=False).graph.initializer
+    places = {entry.value for weight in stored for entry in weight.external_data if entry.key == "location"}
+    assert places == {"model.onnx.data"}
+
+
+@pytest.mark.parametrize("options", [{}, {"flat": True}, {"layout": "padded"}], ids=str)
+def test_the_file_runs_where_segue_is_not(make_bundle: Callable[..., Path], options: dict[str, Any]) -> None:
+    """Plain onnxruntime, ReferenceEvaluator and onnx.checker, with `segue` made impossible to import."""
+    code = """
+import sys
+sys.modules["segue"] = None
+import numpy as np, onnx, onnxruntime
+from onnx.reference import ReferenceEvaluator
+path = sys.argv[1]
+onnx.checker.check_model(path, full_check=True)
+session = onnxruntime.InferenceSession(path)
+lengths = np.array([9, 4, 17])
+mask = np.arange(17) < lengths[:, None]
+ids = np.where(mask, np.arange(51).reshape(3, 17) % 40 + 5, 0)
+if session.get_inputs()[1].name == "attention_mask":
+    feed = {"input_ids": ids, "attention_mask": mask.astype(np.int64), "token_type_ids": ids % 2}
+else:
+    positions = np.broadcast_to(np.arange(17), mask.shape)[mask]
+    bounds = np.array([0, *np.cumsum(lengths)])
+    feed = {"input_ids": ids[mask], "token_type_ids": ids[mask] % 2, "position_ids": positions}
+    feed["cu_seqlens"] = bounds
+found = session.run(["logits", "probabilities"], feed)
+judge = ReferenceEvaluator(path).run(["logits", "probabilities"], feed)
+for one, other in zip(found, judge):
+    assert one.shape == other.shape == (3, 2) and one.dtype == other.dtype == np.float32
+    assert np.abs(one - other).max() < 1e-5, (one, other)
+print(*found[0].ravel())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(make_bundle(**options) / "model.onnx")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    logits = np.array(done.stdout.split(), dtype=np.float64)
+    assert len(logits) == 6
+    assert np.ptp(logits) > 0.1
+
+
+def test_the_command(
+    make_checkpoint: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    checkpoint = make_checkpoint(architecture="BertForSequenceClassification", num_labels=1, layers=1)
+    out = tmp_path / "out"
+    arguments = parser.parse_args(
+        [str(checkpoint), str(out), "--precision", "float16", "--head", "regression"]
+    )
+    capsys.readouterr()
+    assert command.run(arguments) == 0
+    printed = capsys.readouterr()
+    assert printed.out.startswith(f"{out}: 0.")
+    assert "float16, packed" in printed.out
+    assert "head: regression, labels LABEL_0; score reports LABEL_0" in printed.out
+    assert "pairs of 3 to 512 tokens: probabilities within" in printed.out
+    assert printed.err == ""  # the exporter's remarks stay inside
+    assert json.loads((out / "segue.json").read_text())["head"]["kind"] == "regression"
+
+
+def test_training_does_not_import_onnx() -> None:
+    code = "import sys, segue.export; print(*{'onnx', 'onnxscript', 'torch'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""

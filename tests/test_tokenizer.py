@@ -1,0 +1,173 @@
+"""Tokenizers: both forms as transformers reads them, nothing of their own accord, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import transformers
+
+from segue.errors import BundleError
+from segue.export.sentences import SENTENCES
+from segue.export.tokenizer import max_tokens, read_tokenizer
+
+TEXTS = [*SENTENCES, "", "naïve ÉCOLE", "山口", "[MASK] a\tb", "x" * 150]
+# a special token as transformers 4 wrote it
+CLS = {"__type": "AddedToken", "content": "[CLS]", "normalized": False, "single_word": False}
+
+
+@pytest.fixture
+def folder(make_checkpoint: Callable[..., Path], tmp_path: Path) -> Path:
+    """A checkpoint of its own, to be spoilt."""
+    return Path(shutil.copytree(make_checkpoint(), tmp_path / "checkpoint"))
+
+
+def _edit(path: Path, **changes: Any) -> None:
+    kept = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({key: value for key, value in kept.items() if value is not ...}))
+
+
+def _agrees_with_transformers(folder: Path, vocab_size: int = 10**6) -> None:
+    ours, theirs = read_tokenizer(folder, vocab_size), transformers.AutoTokenizer.from_pretrained(folder)
+    for a, b in zip(TEXTS, reversed(TEXTS), strict=True):
+        found, expected = ours.encode(a, b), theirs([a], [b])
+        assert found.ids == expected["input_ids"][0]
+        assert found.type_ids == expected["token_type_ids"][0]
+
+
+@pytest.mark.parametrize("lowercase", [True, False])
+@pytest.mark.parametrize("form", ["tokenizer.json", "vocab.txt"])
+def test_either_form_of_the_tokenizer_is_read_as_transformers_does(
+    make_checkpoint: Callable[..., Path], tmp_path: Path, form: str, lowercase: bool
+) -> None:
+    folder = Path(shutil.copytree(make_checkpoint(lowercase=lowercase), tmp_path / "checkpoint"))
+    (folder / {"vocab.txt": "tokenizer.json", "tokenizer.json": "vocab.txt"}[form]).unlink()
+    _agrees_with_transformers(folder)
+
+
+@pytest.mark.parametrize("form", ["tokenizer.json", "vocab.txt"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"do_lower_case": False},
+        {"do_lower_case": ...},
+        {"strip_accents": False},
+        {"strip_accents": True, "do_lower_case": False},
+        {"tokenize_chinese_chars": False},
+        {"tokenizer_class": "BertTokenizerFast", "never_split": ["man"], "do_basic_tokenize": False},
+        {"tokenizer_class": ...},
+        {"cls_token": CLS, "additional_special_tokens": []},
+    ],
+    ids=str,
+)
+def test_the_settings_win_over_tokenizer_json(folder: Path, form: str, changes: dict[str, Any]) -> None:
+    if form == "vocab.txt":
+        (folder / "tokenizer.json").unlink()
+    _edit(folder / "tokenizer_config.json", **changes)
+    _agrees_with_transformers(folder)
+
+
+def test_without_settings_the_defaults_are_transformers_own(folder: Path) -> None:
+    (folder / "tokenizer_config.json").unlink()
+    _agrees_with_transformers(folder)
+
+
+def test_another_class_is_what_its_tokenizer_json_says(folder: Path) -> None:
+    _edit(folder / "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast", do_lower_case=False)
+    assert read_tokenizer(folder, 10**6).encode("The", "MAN").tokens == [
+        "[CLS]",
+        "the",
+        "[SEP]",
+        "man",
+        "[SEP]",
+    ]
+
+
+def test_truncation_and_padding_do_not_leak(folder: Path) -> None:
+    tokenizer = read_tokenizer(folder, 10**6)
+    assert tokenizer.truncation is None
+    assert tokenizer.padding is None
+    assert len(tokenizer.encode("", "").ids) == 3
+    assert len(tokenizer.encode("man " * 600, "milk " * 600).ids) == 1203
+
+
+@pytest.mark.parametrize(
+    ("limit", "expected"), [(10**30, 512), (128, 128), (1024, 512), (None, 512), (0, 512), (64.0, 64)]
+)
+def test_the_longest_pair(folder: Path, limit: Any, expected: int) -> None:
+    _edit(folder / "tokenizer_config.json", model_max_length=limit)
+    assert max_tokens(folder, 512) == expected
+    (folder / "tokenizer_config.json").unlink()
+    assert max_tokens(folder, 512) == 512
+
+
+ROBERTA = {
+    "type": "RobertaProcessing",
+    "sep": ["[SEP]", 3],
+    "cls": ["[CLS]", 2],
+    "trim_offsets": True,
+    "add_prefix_space": False,
+}
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "said"),
+    [
+        ("normalizer", None, "normalizer.type: None is not BERT's, which has 'BertNormalizer'"),
+        ("pre_tokenizer", {"type": "WhitespaceSplit"}, "pre_tokenizer.type: 'WhitespaceSplit'"),
+        ("post_processor", None, r"does not build a pair as \[CLS\] A \[SEP\] B \[SEP\]"),
+        ("post_processor", ROBERTA, r"does not build a pair as \[CLS\] A \[SEP\] B \[SEP\]"),
+        ("model", {"type": "Unheard"}, "not a tokenizer"),
+    ],
+    ids=str,
+)
+def test_tokenizers_that_are_not_berts(folder: Path, part: str, value: Any, said: str) -> None:
+    _edit(folder / "tokenizer.json", **{part: value})
+    with pytest.raises(BundleError, match=said):
+        read_tokenizer(folder, 10**6)
+
+
+def test_tokenizers_that_do_not_fit(folder: Path) -> None:
+    with pytest.raises(BundleError, match="highest id is 334, but the embedding table has 300 rows"):
+        read_tokenizer(folder, 300)
+    _edit(folder / "tokenizer_config.json", model_input_names=["input_ids", "attention_mask"])
+    with pytest.raises(BundleError, match="model_input_names leaves token_type_ids out"):
+        read_tokenizer(folder, 335)
+
+
+def test_truncation_on_the_left_is_refused(folder: Path) -> None:
+    _edit(folder / "tokenizer_config.json", truncation_side="left")
+    with pytest.raises(
+        BundleError, match=r"tokenizer_config\.json: truncation_side: segue truncates on the right"
+    ):
+        read_tokenizer(folder, 335)
+    _edit(folder / "tokenizer_config.json", truncation_side=...)
+    truncation = {"direction": "Left", "max_length": 16, "strategy": "LongestFirst", "stride": 0}
+    _edit(folder / "tokenizer.json", truncation=truncation)
+    with pytest.raises(BundleError, match=r"tokenizer\.json: truncation\.direction"):
+        read_tokenizer(folder, 335)
+
+
+def test_a_vocabulary_alone_has_its_limits(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+    settings, vocabulary = folder / "tokenizer_config.json", folder / "vocab.txt"
+    _edit(settings, added_tokens_decoder={"335": {"content": "<new>"}})
+    with pytest.raises(BundleError, match=r"the added token '<new>' needs a tokenizer\.json"):
+        read_tokenizer(folder, 10**6)
+    _edit(settings, added_tokens_decoder=..., tokenizer_class="BertJapaneseTokenizer")
+    with pytest.raises(BundleError, match=r"'BertJapaneseTokenizer' needs a tokenizer\.json"):
+        read_tokenizer(folder, 10**6)
+    _edit(settings, tokenizer_class=..., do_lower_case="yes")
+    with pytest.raises(BundleError, match=r"tokenizer_config\.json"):
+        read_tokenizer(folder, 10**6)
+    _edit(settings, do_lower_case=True)
+    vocabulary.write_text(vocabulary.read_text().replace("[SEP]\n", "[END]\n"))
+    with pytest.raises(BundleError, match=r"the sep_token '\[SEP\]' is not in it"):
+        read_tokenizer(folder, 10**6)
+    vocabulary.unlink()
+    with pytest.raises(BundleError, match=r"no tokenizer: looked for tokenizer\.json and vocab\.txt"):
+        read_tokenizer(folder, 10**6)
