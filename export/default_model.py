@@ -12,6 +12,7 @@ __all__ = ["ARTICLES_HELD_OUT", "NOVEL_HELD_OUT", "RECIPE", "SEEDS", "main", "sp
 import argparse
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -51,11 +52,11 @@ def main(argv: list[str] | None = None) -> None:
             training_sources(train),
             init=arguments.init or encoder,
             out=arguments.out,
-            recipe=RECIPE,
+            recipe=replace(RECIPE, sides=tuple(arguments.sides)),
             minutes=arguments.minutes,
-            learning_rate=2e-4,
+            learning_rate=arguments.learning_rate,
             batch_size=32,
-            max_tokens=64,
+            max_tokens=arguments.max_tokens,
             seed=arguments.seed,
             threads=arguments.threads,
             train_words=False,
@@ -171,6 +172,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--init", type=Path, help="train on from this checkpoint, not from the bare encoder")
     parser.add_argument("--minutes", type=float, default=70.0, help="time to train (default: %(default)s)")
+    parser.add_argument("--learning-rate", type=float, default=2e-4, help="its peak (default: %(default)s)")
+    parser.add_argument(
+        "--max-tokens", type=int, default=64, help="of a training pair (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--sides", type=float, nargs="+", default=RECIPE.sides, help="weights of 1, 2, 3 sentences a side"
+    )
     parser.add_argument("--threads", type=int, help="CPU threads (default: PyTorch's choice)")
     parser.add_argument("--seed", type=int, default=0, help="of the pairs; another one to train on")
     parser.add_argument("--pairs", type=int, default=2000, help="pairs to measure on, each kind")

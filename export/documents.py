@@ -1,0 +1,90 @@
+"""Documents from raw text one at a time, so that a corpus may be larger than memory.
+
+Gives what `corpus.read_documents` gives, in the same order and with the same checks, but holds one document
+at a time: memory is bounded by the largest. Knows nothing about tokens.
+"""
+
+from __future__ import annotations
+
+__all__ = ["iter_documents"]
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from segue.errors import InputError
+from segue.export.corpus import Document, split_documents, split_sentences
+
+_ADVICE = "write one document a file, or put blank lines between documents and none inside them"
+_BUFFER = 1 << 16  # bytes read at once; a zero byte among the first ones tells a binary file at once
+
+
+def iter_documents(path: str | Path) -> Iterator[Document]:
+    """The documents of a folder (each file one document, in the order of their names) or of one file
+    (documents separated by blank lines), lazily. Hidden files are passed over.
+
+    Raises `InputError` where it gets to what is missing, binary or not UTF-8; and, at the end, for text that
+    holds nothing, nothing but documents of a single sentence (nothing follows anything there), or one
+    document only (a sentence from a different one cannot be drawn).
+    """
+    path = Path(path)
+    if not path.is_dir() and not path.is_file():
+        raise InputError(f"corpus: expected a folder or a text file, got {str(path)!r}, which does not exist")
+    count = longest = 0
+    for name, text in _folder(path) if path.is_dir() else _file(path):
+        if sentences := tuple(split_sentences(text)):
+            count, longest = count + 1, max(longest, len(sentences))
+            yield Document(name, sentences)
+    if not count:
+        raise InputError(f"corpus: {str(path)!r} holds no text")
+    if longest < 2:
+        raise InputError(
+            f"corpus: every document in {str(path)!r} is a single sentence, so nothing follows anything; "
+            f"{_ADVICE}"
+        )
+    if count < 2:
+        raise InputError(
+            f"corpus: {str(path)!r} is one document only, so no other to draw a sentence from; {_ADVICE}"
+        )
+
+
+def _folder(path: Path) -> Iterator[tuple[str, str]]:
+    """(name, text) of each document."""
+    for file in sorted(path.rglob("*")):
+        name = file.relative_to(path)
+        if file.is_file() and not any(part.startswith(".") for part in name.parts):
+            yield str(name), "".join(_lines(file))
+
+
+def _file(path: Path) -> Iterator[tuple[str, str]]:
+    """(name, text) of each document, read up to the next blank line."""
+    count, block = 0, []
+    for line in _lines(path):
+        block.append(line)
+        if not line.strip():
+            for text in split_documents("".join(block)):
+                count += 1
+                yield f"{path.name}#{count}", text
+            block = []
+    for text in split_documents("".join(block)):
+        count += 1
+        yield f"{path.name}#{count}", text
+
+
+def _lines(file: Path) -> Iterator[str]:
+    """The lines of a UTF-8 file, without a byte order mark, each ending in \\n however the file ends them."""
+    place = 0  # bytes before the line
+    with file.open("rb", buffering=_BUFFER) as stream:
+        binary = b"\0" in stream.peek()
+        for line in stream:
+            if binary or b"\0" in line:
+                raise InputError(f"corpus: {str(file)!r} is a binary file, expected UTF-8 text")
+            try:
+                text = line.decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise InputError(
+                    f"corpus: {str(file)!r} is not UTF-8 "
+                    f"(byte {place + error.start}: 0x{line[error.start]:02x})"
+                ) from error
+            text = text if place else text.removeprefix("\ufeff")
+            place += len(line)
+            yield text.replace("\r\n", "\n").replace("\r", "\n")

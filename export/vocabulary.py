@@ -1,0 +1,179 @@
+"""A WordPiece vocabulary and its tokenizer: trained on a corpus, read, written, held against a checkpoint.
+
+The tokenizer is BERT's own: what `segue.export.tokenizer` reads and transformers loads as BertTokenizer.
+"""
+
+from __future__ import annotations
+
+__all__ = ["SPECIAL", "check_vocabulary", "read_vocabulary", "train_vocabulary", "write_vocabulary"]
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors
+from tokenizers.models import WordPiece
+from tokenizers.trainers import WordPieceTrainer
+
+from segue.errors import InputError
+from segue.export.documents import iter_documents
+from segue.export.tokenizer import read_tokenizer
+
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # BERT's, in its order: ids 0 to 4
+_SPARE = 128  # rows of an embedding table without a token: tables padded for speed have fewer
+
+
+def train_vocabulary(
+    corpus: str | Path,
+    *,
+    size: int = 30_522,
+    lowercase: bool = True,
+    strip_accents: bool | None = None,
+    letters: int = 1000,
+) -> Tokenizer:
+    """BERT's tokenizer with a vocabulary of at most `size` tokens, special ones included, trained on the
+    corpus (read twice, a document at a time; memory is bounded by its distinct words).
+
+    `letters` bounds the alphabet: rarer letters become [UNK]. strip_accents=None does as `lowercase` says, as
+    in BERT. A corpus that has fewer words and pieces occurring twice gives a smaller vocabulary. The same
+    corpus gives the same vocabulary. Raises `InputError` as `iter_documents` does, and for a size that the
+    alphabet alone exceeds.
+    """
+    normalizer = _normalizer(lowercase, strip_accents)
+    counts: Counter[str] = Counter()
+    for text in _sentences(corpus):
+        counts.update(normalizer.normalize_str(text))
+    counted = sorted((-count, letter) for letter, count in counts.items() if not letter.isspace())
+    alphabet = sorted(letter for _, letter in counted[:letters])
+    # Letters inside words get their ids beforehand. The trainer numbers them in the order of a hash table,
+    # anew in each process, and breaks ties by number: tokenizers 0.23 gives no vocabulary twice otherwise.
+    inside = [f"##{letter}" for letter in alphabet if _continues(letter, normalizer)]
+    required = len(SPECIAL) + len(alphabet) + len(inside)
+    if size < required:
+        raise InputError(f"vocabulary: size: expected {required} or more, for the letters alone, got {size}")
+    tokenizer = Tokenizer(WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, pre_tokenizers.BertPreTokenizer()
+    trainer = WordPieceTrainer(
+        vocab_size=size,
+        min_frequency=2,
+        initial_alphabet=alphabet,
+        limit_alphabet=len(alphabet),
+        special_tokens=[*SPECIAL, *inside],
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_sentences(corpus), trainer)
+    numbers = tokenizer.get_vocab(with_added_tokens=False)
+    trained = sorted(numbers, key=lambda token: numbers[token])
+    ordered = dict.fromkeys([*SPECIAL, *alphabet, *inside, *trained])
+    return _tokenizer({token: i for i, token in enumerate(ordered)}, lowercase, strip_accents)
+
+
+def read_vocabulary(
+    path: str | Path, *, lowercase: bool = True, strip_accents: bool | None = None
+) -> Tokenizer:
+    """The tokenizer of a checkpoint folder, which knows itself what to lower-case; or of a vocab.txt (a token
+    a line, its number the id), to which the options apply.
+
+    Raises `BundleError` for a folder without a tokenizer like BERT's, `InputError` for a file that is none.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return read_tokenizer(path, 2**31)
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"vocabulary: {str(path)!r}: expected a folder or a vocab.txt: {error}") from error
+    vocabulary = {token: i for i, token in enumerate(lines) if token}
+    if missing := [token for token in SPECIAL if token not in vocabulary]:
+        raise InputError(f"vocabulary: {str(path)!r} lacks {', '.join(missing)}")
+    if len(vocabulary) < sum(map(bool, lines)):
+        twice = next(token for token, count in Counter(lines).items() if token and count > 1)
+        raise InputError(f"vocabulary: {str(path)!r} has {twice!r} twice")
+    return _tokenizer(vocabulary, lowercase, strip_accents)
+
+
+def write_vocabulary(tokenizer: Tokenizer, folder: str | Path, *, max_tokens: int) -> None:
+    """Write tokenizer.json, vocab.txt and tokenizer_config.json; transformers and segue read it from them."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    numbers = tokenizer.get_vocab(with_added_tokens=True)
+    words = sorted(numbers, key=lambda word: numbers[word])
+    (folder / "vocab.txt").write_text("".join(f"{word}\n" for word in words), encoding="utf-8")
+    normalizer = json.loads(tokenizer.to_str())["normalizer"]
+    settings = {
+        "tokenizer_class": "BertTokenizer",
+        "model_max_length": max_tokens,
+        "do_lower_case": normalizer["lowercase"],
+        "strip_accents": normalizer["strip_accents"],
+        "tokenize_chinese_chars": normalizer["handle_chinese_chars"],
+        **{f"{token[1:-1].lower()}_token": token for token in SPECIAL},
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+
+
+def check_vocabulary(tokenizer: Tokenizer, checkpoint: str | Path) -> None:
+    """Raise `InputError` unless the tokenizer gives what the checkpoint folder's model was trained on: an
+    embedding row for each id, few rows more, and, where the folder has a tokenizer, its ids and its way with
+    case and accents."""
+    checkpoint = Path(checkpoint)
+    try:
+        rows = int(json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))["vocab_size"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{checkpoint}: no vocab_size in a config.json there: {error!r}") from error
+    numbers = tokenizer.get_vocab(with_added_tokens=True)
+    tokens = max(numbers.values()) + 1
+    if not rows - _SPARE < tokens <= rows:
+        raise InputError(f"vocabulary: it has {tokens} tokens, the checkpoint {str(checkpoint)!r} {rows}")
+    if not any((checkpoint / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
+        return
+    own = read_tokenizer(checkpoint, rows)
+    for token, i in sorted(own.get_vocab(with_added_tokens=True).items(), key=lambda item: item[1]):
+        if numbers.get(token) != i:
+            raise InputError(
+                f"vocabulary: the checkpoint {str(checkpoint)!r} numbers {token!r} {i}, "
+                f"the vocabulary {numbers.get(token, 'lacks it')}"
+            )
+    theirs, ours = _settings(own), _settings(tokenizer)
+    for name, value in theirs.items():
+        if ours[name] != value:
+            raise InputError(
+                f"vocabulary: {name} is {ours[name]}, but {value} in the checkpoint {str(checkpoint)!r}"
+            )
+
+
+def _sentences(corpus: str | Path) -> Iterator[str]:
+    return (sentence for document in iter_documents(corpus) for sentence in document.sentences)
+
+
+def _continues(letter: str, normalizer: normalizers.Normalizer) -> bool:
+    """Whether the letter can stand inside a word; punctuation and Chinese characters are words themselves."""
+    text = normalizer.normalize_str(f"a{letter}")
+    return len(pre_tokenizers.BertPreTokenizer().pre_tokenize_str(text)) == 1
+
+
+def _normalizer(lowercase: bool, strip_accents: bool | None) -> normalizers.Normalizer:
+    return normalizers.BertNormalizer(
+        clean_text=True, handle_chinese_chars=True, strip_accents=strip_accents, lowercase=lowercase
+    )
+
+
+def _tokenizer(vocabulary: dict[str, int], lowercase: bool, strip_accents: bool | None) -> Tokenizer:
+    tokenizer = Tokenizer(WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = _normalizer(lowercase, strip_accents)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece(prefix="##")
+    tokenizer.add_special_tokens(list(SPECIAL))
+    pair = [(token, vocabulary[token]) for token in ("[SEP]", "[CLS]")]
+    tokenizer.post_processor = processors.BertProcessing(*pair)
+    return tokenizer
+
+
+def _settings(tokenizer: Tokenizer) -> dict[str, bool]:
+    """What the normalizer does, its default resolved."""
+    found = json.loads(tokenizer.to_str())["normalizer"]
+    settings = {name: found[name] for name in ("lowercase", "strip_accents", "handle_chinese_chars")}
+    if settings["strip_accents"] is None:
+        settings["strip_accents"] = settings["lowercase"]
+    return settings

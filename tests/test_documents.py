@@ -1,0 +1,68 @@
+"""Documents one at a time: the same as all at once, with the same refusals."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from segue.errors import InputError
+from segue.export.corpus import read_documents
+from segue.export.documents import iter_documents
+
+FILES = st.text(alphabet="aB.!\n\r \t\x0c\x1c\u2028é", max_size=60)
+
+
+@settings(max_examples=300, deadline=None)
+@given(FILES)
+def test_a_file_gives_the_same_lazily(tmp_path_factory, text):
+    file = tmp_path_factory.getbasetemp() / "lazily.txt"
+    file.write_bytes(f"Ann ate. Bob bit.\n\n{text}\n\n\nC.".encode())
+    assert list(iter_documents(file)) == read_documents(file)
+
+
+def test_a_folder_gives_the_same_lazily(tmp_path):
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "b.txt").write_bytes(b"\xef\xbb\xbfOne here.\r\n\r\nTwo here.")
+    (tmp_path / "deep" / "a.txt").write_text("Three. Vier é.", encoding="utf-8")
+    (tmp_path / "empty.txt").write_text("\n")
+    (tmp_path / ".hidden").write_bytes(b"\0")
+    found = list(iter_documents(tmp_path))
+    assert found == read_documents(tmp_path)
+    assert [document.name for document in found] == ["b.txt", "deep/a.txt"]
+
+
+def test_a_document_is_given_before_the_next_is_read(tmp_path):
+    (tmp_path / "a.txt").write_text("One. Two.")
+    (tmp_path / "b.txt").write_bytes(b"\xff")
+    found = iter_documents(tmp_path)
+    assert next(found).sentences == ("One.", "Two.")
+    with pytest.raises(InputError, match="not UTF-8"):
+        next(found)
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"PK\0\1", "binary"),
+        ("Müller. Maier.".encode("utf-16"), "binary"),
+        (b"One.\nTwo.\n" * 9000 + b"\0", "binary"),
+        ("Eins.\n\nMüller. Maier.".encode("latin-1"), r"not UTF-8 \(byte 8: 0xfc\)"),
+        (b"\n \n", "holds no text"),
+        (b"", "holds no text"),
+        (b"One.\n\nTwo.\n\nThree.\n", "every document .* is a single sentence"),
+        (b"One. Two.\nThree.\n", "is one document only"),
+    ],
+)
+def test_refused(tmp_path, data, reason):
+    file = tmp_path / "x.txt"
+    file.write_bytes(data)
+    with pytest.raises(InputError, match=reason):
+        list(iter_documents(file))
+
+
+def test_an_empty_folder_and_a_missing_one(tmp_path):
+    with pytest.raises(InputError, match="holds no text"):
+        list(iter_documents(tmp_path))
+    with pytest.raises(InputError, match="does not exist"):
+        next(iter_documents(tmp_path / "nowhere"))
