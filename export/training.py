@@ -1,4 +1,4 @@
-"""The training loop of `segue pretrain`: model, schedule and journal around the transformers Trainer.
+"""The loop of `fine_tuning`: model, schedule and journal around the transformers Trainer.
 
 What is trained on comes from `training_data`.
 """

@@ -16,6 +16,7 @@ from segue.export.default_model import (
     NOVEL_HELD_OUT,
     RECIPE,
     SEEDS,
+    STAGES,
     split,
     training_sources,
 )
@@ -178,4 +179,5 @@ def test_training_sources_and_recipe(corpora):
         "Mansfield Park": 0.2,
     }
     assert RECIPE.positives == 0.5
+    assert [stage.max_tokens for stage in STAGES] == [64, 192]
     assert [len(seed) for seed in SEEDS] == [3, 3]

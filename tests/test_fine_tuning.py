@@ -1,8 +1,7 @@
-"""`segue pretrain`: the loop learns, what it writes loads, and what cannot work is refused beforehand."""
+"""Fine-tuning on next sentences: it learns, what it writes loads, what cannot work is refused before."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import random
@@ -19,8 +18,8 @@ from segue.errors import BundleError, InputError
 from segue.export import measures, training, training_data
 from segue.export.corpus import Document
 from segue.export.default_scores import calibrate, cosines, next_probabilities
+from segue.export.fine_tuning import fine_tune
 from segue.export.instances import Pair, Recipe, Source, draw_pairs
-from segue.export.pretrain import add_arguments, pretrain, run
 
 WORDS = [f"w{i:02d}" for i in range(24)]
 
@@ -64,7 +63,7 @@ def sources():
 
 
 def test_the_loop_learns_and_what_it_writes_loads(init, sources, tmp_path):
-    metrics = pretrain(
+    metrics = fine_tune(
         sources,
         init=init,
         out=tmp_path,
@@ -99,7 +98,7 @@ def test_the_loop_learns_and_what_it_writes_loads(init, sources, tmp_path):
 
 def test_same_seed_same_weights(init, sources, tmp_path):
     def weights(name: str, seed: int) -> dict[str, torch.Tensor]:
-        pretrain(sources, init=init, out=tmp_path / name, steps=3, batch_size=4, max_tokens=16, seed=seed)
+        fine_tune(sources, init=init, out=tmp_path / name, steps=3, batch_size=4, max_tokens=16, seed=seed)
         return transformers.BertForNextSentencePrediction.from_pretrained(tmp_path / name).state_dict()
 
     first, again, other = weights("a", 1), weights("b", 1), weights("c", 2)
@@ -114,7 +113,7 @@ def test_frozen_words_and_intermediate_checkpoints(init, sources, tmp_path, caps
         seen.append(tokenizer.encode("w01").tokens)
         return {"seen": float(len(seen))}
 
-    pretrain(
+    fine_tune(
         sources,
         init=init,
         out=tmp_path,
@@ -190,18 +189,18 @@ def test_encode_pair_cuts_the_longer_side_away_from_where_the_sides_meet(init):
             assert segments == [0] * (len(a) + 2) + [1] * (len(b) + 1)
 
 
-def test_the_command_is_described_without_torch_and_says_what_is_missing(tmp_path):
+def test_it_is_imported_without_torch_and_says_what_is_missing(tmp_path):
     program = """
         import sys
         sys.modules["transformers"] = None
-        from segue.export.pretrain import pretrain
+        from segue.export.fine_tuning import fine_tune
         from segue.export.instances import Source
         from segue.export.corpus import Document
         from segue import ExecutorUnavailable
         assert "torch" not in sys.modules
         documents = Document("1", ("A.", "B.")), Document("2", ("C.", "D."))
         try:
-            pretrain([Source("a", documents)], init="x", out="y")
+            fine_tune([Source("a", documents)], init="x", out="y")
         except ExecutorUnavailable as error:
             print(error)
         """
@@ -211,21 +210,6 @@ def test_the_command_is_described_without_torch_and_says_what_is_missing(tmp_pat
     assert (done.stderr, done.returncode) == ("", 0)
     assert "needs transformers" in done.stdout
     assert "segue[train]" in done.stdout
-
-
-def test_command_line(init, tmp_path, capsys):
-    corpus = tmp_path / "corpus.txt"
-    corpus.write_text("\n\n".join(f"{w.upper()}. {w.upper()}. {w.upper()}." for w in WORDS))
-    parser = argparse.ArgumentParser()
-    add_arguments(parser)
-    required = [str(corpus), "--init", str(init), "--out", str(tmp_path / "out")]
-    run(parser.parse_args([*required, "--batch-size", "8", "--max-tokens", "16", "--epochs", "0.5"]))
-    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
-    assert metrics["steps"] == 3  # half of the 24 documents' 48 places, 8 at a time
-    assert metrics["batch_size"] == 8
-    assert "3 steps" in capsys.readouterr().out
-    with pytest.raises(SystemExit):
-        parser.parse_args([*required, "--steps", "1", "--minutes", "1"])
 
 
 @pytest.mark.parametrize(
@@ -241,7 +225,7 @@ def test_command_line(init, tmp_path, capsys):
 )
 def test_refused_options(init, sources, tmp_path, options, reason):
     with pytest.raises(InputError, match=reason):
-        pretrain(sources, init=init, out=tmp_path / "out", **options)
+        fine_tune(sources, init=init, out=tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
 
 
@@ -249,24 +233,24 @@ def test_refused_corpus_and_checkpoints(init, sources, tmp_path):
     out = tmp_path / "out"
     one = [Source("one", sources[0].documents[:1])]
     with pytest.raises(InputError, match="different document"):
-        pretrain(one, init=init, out=out)
+        fine_tune(one, init=init, out=out)
     with pytest.raises(InputError, match=r"no config\.json"):
-        pretrain(sources, init=tmp_path, out=out)
+        fine_tune(sources, init=tmp_path, out=out)
     (tmp_path / "config.json").write_text('{"model_type": "roberta"}')
     with pytest.raises(InputError, match="'roberta'"):
-        pretrain(sources, init=tmp_path, out=out)
+        fine_tune(sources, init=tmp_path, out=out)
     (tmp_path / "config.json").write_bytes((init / "config.json").read_bytes())
     with pytest.raises(BundleError, match="no tokenizer"):
-        pretrain(sources, init=tmp_path, out=out)
+        fine_tune(sources, init=tmp_path, out=out)
     large = write_init(tmp_path / "large", [*WORDS, "more"])
     (large / "config.json").write_bytes((init / "config.json").read_bytes())
     with pytest.raises(BundleError, match="embedding table"):
-        pretrain(sources, init=large, out=out)
+        fine_tune(sources, init=large, out=out)
     config = json.loads((init / "config.json").read_text()) | {"vocab_size": 500}
     small = write_init(tmp_path / "small")
     (small / "config.json").write_text(json.dumps(config))
     with pytest.raises(InputError, match="30 tokens, the model 500"):
-        pretrain(sources, init=small, out=out)
+        fine_tune(sources, init=small, out=out)
     assert not out.exists()
 
 

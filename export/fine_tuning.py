@@ -1,0 +1,95 @@
+"""A BERT checkpoint fine-tuned on next sentence prediction alone, with pairs drawn endlessly from text.
+
+The way the default model is made; `pretrain` teaches both of BERT's tasks. Options, checks, what is written:
+the loop is in `training`, which needs transformers; this module needs none.
+"""
+
+from __future__ import annotations
+
+__all__ = ["DEFAULT_RECIPE", "fine_tune"]
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from segue.errors import ExecutorUnavailable, InputError
+from segue.export.instances import Recipe, Source, draw_pairs
+
+DEFAULT_RECIPE = Recipe(same_document=0.1, other_source=0.05, sides=(3, 2, 1), clause=0.1, unmarked=0.25)
+
+
+def fine_tune(
+    sources: Sequence[Source],
+    *,
+    init: str | Path,
+    out: str | Path,
+    recipe: Recipe = DEFAULT_RECIPE,
+    steps: int | None = None,
+    epochs: float | None = None,
+    minutes: float | None = None,
+    learning_rate: float = 2e-4,
+    batch_size: int = 32,
+    max_tokens: int = 128,
+    seed: int = 0,
+    threads: int | None = None,
+    train_words: bool = True,
+    save_minutes: float | None = None,
+    watch: Callable[..., dict[str, float]] | None = None,
+) -> dict[str, Any]:
+    """Train, write the checkpoint and `metrics.json` to `out`, return the metrics.
+
+    One of steps, epochs and minutes gives the length; without any it is one epoch. With minutes the learning
+    rate follows the clock: the run ends in time, its decay complete, and draws the same pairs each time, but
+    how many of them depends on the machine. `train_words=False` leaves the word embeddings as they are, which
+    saves their dense gradient and keeps words that a small corpus lacks where they were. With `save_minutes`,
+    `out/checkpoint-STEP` is written that often, and what `watch(model, tokenizer)` returns is printed.
+
+    Raises `InputError` or `BundleError` before any training where an option, the corpus or the checkpoint is
+    unusable, and `ExecutorUnavailable` where transformers is missing.
+    """
+    options = {"steps": steps, "epochs": epochs, "minutes": minutes}
+    given = {name: value for name, value in options.items() if value is not None}
+    if len(given) > 1:
+        raise InputError(f"expected one of steps, epochs and minutes, got {' and '.join(given)}")
+    positive = {"learning_rate": learning_rate, "batch_size": batch_size, "threads": threads}
+    for name, value in {**given, **positive, "save_minutes": save_minutes}.items():
+        if value is not None and not value > 0:
+            raise InputError(f"{name}: expected more than 0, got {value}")
+    draw_pairs(sources, recipe)  # refuses a corpus in which no negative can be drawn
+    try:
+        from segue.export import training, training_data
+    except ModuleNotFoundError as error:
+        raise ExecutorUnavailable(
+            f"training needs {error.name}, which is not installed: pip install 'segue[train]'"
+        ) from error
+
+    places = sum(max(len(document.sentences) - 1, 0) for source in sources for document in source.documents)
+    if minutes is None and steps is None:
+        steps = max(1, round((epochs or 1) * places / batch_size))
+    init, out = Path(init), Path(out)
+    training.set_seed(seed)  # for the head, if it is new
+    model, tokenizer = training.load(init, max_tokens=max_tokens)
+    batches = training_data.Batches(
+        sources, recipe, tokenizer, batch_size=batch_size, max_tokens=max_tokens, seed=seed
+    )
+    metrics = training.train(
+        model,
+        tokenizer,
+        batches,
+        out=out,
+        steps=steps,
+        seconds=minutes and minutes * 60,
+        learning_rate=learning_rate,
+        seed=seed,
+        threads=threads,
+        train_words=train_words,
+        save_seconds=save_minutes and save_minutes * 60,
+        watch=watch,
+    )
+    metrics |= {"batch_size": batch_size, "max_tokens": max_tokens, "train_words": train_words}
+    metrics |= {"sources": {s.name: {"documents": len(s.documents), "share": s.share} for s in sources}}
+    metrics |= {"places": places, "recipe": vars(recipe)}
+    training.save(model, tokenizer, out)
+    (out / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
+    return metrics

@@ -1,0 +1,230 @@
+"""The loop of `segue pretrain`: BERT with both heads, in the transformers Trainer, and its evaluation.
+
+Where its instances come from is `pretraining_data`'s affair, the folder of a run `pretraining_run`'s.
+"""
+
+from __future__ import annotations
+
+__all__ = ["BertForPreTraining", "evaluate", "load", "new", "rank_zero_first", "set_up", "train"]
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors import SafetensorError
+from torch.nn.functional import cross_entropy
+from tqdm import tqdm
+from transformers import BertConfig, Trainer, TrainerCallback, TrainingArguments, set_seed
+
+from segue.errors import BundleError
+from segue.export.masking import IGNORED
+from segue.export.pretraining_data import Course, Instances, collate
+from segue.export.pretraining_run import mark_complete
+
+_LOG_STEPS = 20  # at most
+_TASKS = ("mlm_loss", "nsp_loss")
+
+
+def train(
+    model: BertForPreTraining,
+    instances: Instances,
+    out: Path,
+    *,
+    steps: int,
+    learning_rate: float,
+    batch_size: int,
+    warm_up: float,
+    seed: int,
+    save_steps: int,
+    resume_from: Path | None,
+) -> list[dict[str, float]]:
+    """Train the model in place, from a checkpoint in `out` on if one is given; the curve is returned: step,
+    learning_rate, mlm_loss and nsp_loss (nats, means since the point before).
+
+    The same arguments give the same model, bit for bit on a CPU, in one go or resumed. `batch_size` is of one
+    device. Loss is the mean over the masked tokens of a batch plus the mean over its pairs.
+    """
+    on_gpu = torch.cuda.is_available()
+    halves = on_gpu and torch.cuda.is_bf16_supported()
+    # No window of the curve reaches over a checkpoint, so that a resumed run logs what one in one go does.
+    log_steps = next(n for n in range(min(_LOG_STEPS, save_steps), 0, -1) if save_steps % n == 0)
+    args = TrainingArguments(
+        output_dir=str(out),
+        max_steps=steps,
+        per_device_train_batch_size=batch_size,
+        learning_rate=learning_rate,
+        weight_decay=0.01,  # of matrices alone; this, the betas and the decay of the rate are BERT's
+        lr_scheduler_type="linear",
+        warmup_steps=round(warm_up * steps),
+        max_grad_norm=1.0,
+        bf16=halves,
+        fp16=on_gpu and not halves,
+        use_cpu=not on_gpu,
+        dataloader_pin_memory=on_gpu,
+        train_sampling_strategy="sequential",
+        remove_unused_columns=False,
+        ddp_find_unused_parameters=False,
+        label_names=["labels", "next_sentence_label"],
+        logging_steps=log_steps,
+        logging_nan_inf_filter=False,
+        save_steps=save_steps,
+        save_total_limit=2,
+        report_to="none",
+        disable_tqdm=True,
+        seed=seed,
+    )
+    course = Course(instances, steps * args.train_batch_size * args.world_size)
+    trainer = _Trainer(
+        model=model, args=args, train_dataset=course, data_collator=collate, callbacks=[_Progress()]
+    )
+    trainer.remove_callback(transformers.PrinterCallback)  # the bar shows what it would print
+    trainer.train(resume_from_checkpoint=resume_from and str(resume_from))
+    names = ("step", "learning_rate", *_TASKS)
+    return [{n: point[n] for n in names} for point in trainer.state.log_history if "mlm_loss" in point]
+
+
+def evaluate(model: BertForPreTraining, instances: Instances, count: int) -> dict[str, float]:
+    """Losses (nats) and accuracies of both tasks on the first `count` instances, or all where there are
+    fewer; mlm is over all masked tokens of them together."""
+    count = min(count, len(instances))
+    sums = torch.zeros(4, dtype=torch.float64)
+    masked = 0
+    model.eval()
+    for start in range(0, count, 32):
+        batch = collate([instances[i] for i in range(start, min(start + 32, count))])
+        batch = {name: values.to(model.device) for name, values in batch.items()}
+        with torch.no_grad():
+            words, labels, pairs = model.read(**batch)
+        follows = batch["next_sentence_label"]
+        masked += len(labels)
+        parts = [
+            cross_entropy(words, labels, reduction="sum"),
+            (words.argmax(-1) == labels).sum(),
+            cross_entropy(pairs, follows, reduction="sum"),
+            (pairs.argmax(-1) == follows).sum(),
+        ]
+        sums += torch.stack([part.double() for part in parts]).cpu()
+    mlm = (sums[:2] / max(masked, 1)).tolist()
+    nsp = (sums[2:] / count).tolist()
+    values = zip(("mlm_loss", "mlm_accuracy", "nsp_loss", "nsp_accuracy"), (*mlm, *nsp), strict=True)
+    return {"instances": count, "masked_tokens": masked, **{name: round(v, 6) for name, v in values}}
+
+
+def set_up(seed: int, threads: int | None) -> None:
+    """Seed the random numbers that new weights are drawn from, and set the CPU threads.
+
+    Quietens transformers: a bar for each checkpoint's files would run across ours, and a warning calls a
+    checkpoint without the words' head corrupted.
+    """
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    set_seed(seed)
+    if threads:
+        torch.set_num_threads(threads)
+
+
+def new(settings: dict[str, Any]) -> BertForPreTraining:
+    """A model of that config, its weights drawn from PyTorch's random numbers."""
+    return BertForPreTraining(BertConfig(**settings))
+
+
+def load(folder: Path) -> BertForPreTraining:
+    """The checkpoint in float32; heads that it lacks are new.
+
+    Raises `BundleError` where its weights are missing, unreadable, or not those its config.json tells of.
+    """
+    try:
+        model, found = BertForPreTraining.from_pretrained(
+            folder, dtype=torch.float32, output_loading_info=True, local_files_only=True
+        )
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        raise BundleError(f"init: {str(folder)!r} does not load as a BERT: {error}") from error
+    lost = [name for name in found["missing_keys"] if name.startswith(("bert.embeddings", "bert.encoder"))]
+    if lost:
+        raise BundleError(f"init: {str(folder)!r} lacks {len(lost)} weights of a BERT, one is {min(lost)}")
+    return model
+
+
+@contextmanager
+def rank_zero_first(out: Path) -> Iterator[tuple[bool, int]]:
+    """With several processes, run the body in the first, then in the others; yields whether it is the first,
+    and how many devices train."""
+    args = TrainingArguments(
+        output_dir=str(out), use_cpu=not torch.cuda.is_available(), report_to="none", disable_tqdm=True
+    )
+    with args.main_process_first(local=False, desc="data"):
+        yield args.process_index == 0, args.world_size * max(1, args.n_gpu)
+
+
+class BertForPreTraining(transformers.BertForPreTraining):
+    """Hugging Face's, and named like it in config.json; but with labels it computes the words' head only for
+    the tokens that have one, one in seven, and gives both losses apart."""
+
+    def forward(self, input_ids=None, labels=None, next_sentence_label=None, **inputs):
+        """With labels, a dict of loss, mlm_loss and nsp_loss, scalars; without, what Hugging Face's gives."""
+        if labels is None or next_sentence_label is None:
+            return super().forward(input_ids, **inputs)
+        words, said, pairs = self.read(input_ids, labels, **inputs)
+        # a batch may have no masked token, where every token is [UNK]; the mean would be nan
+        mlm = cross_entropy(words, said, reduction="sum") / max(len(said), 1)
+        nsp = cross_entropy(pairs, next_sentence_label)
+        return {"loss": mlm + nsp, "mlm_loss": mlm, "nsp_loss": nsp}
+
+    def read(
+        self, input_ids: torch.Tensor, labels: torch.Tensor, next_sentence_label: Any = None, **inputs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(logits [M, V], labels [M]) of the M masked tokens, logits [B, 2] of the pairs."""
+        read = self.bert(input_ids, **inputs)
+        chosen = labels != IGNORED
+        words = self.cls.predictions(read.last_hidden_state[chosen])
+        return words, labels[chosen], self.cls.seq_relationship(read.pooler_output)
+
+
+class _Trainer(Trainer):
+    """Keeps the losses of both tasks apart."""
+
+    def __init__(self, *, model: BertForPreTraining, **options: Any) -> None:
+        model.accepts_loss_kwargs = False  # transformers 5.23 would not divide the loss under accumulation
+        super().__init__(model=model, **options)
+        self.sums = torch.zeros(len(_TASKS), dtype=torch.float64, device=self.args.device)
+        self.batches = 0
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        outputs = model(**inputs)
+        self.sums += torch.stack([outputs[task].detach().mean().double() for task in _TASKS])
+        self.batches += 1
+        loss = outputs["loss"].mean()  # of the devices, where there are several
+        return (loss, outputs) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            means = self.accelerator.gather((self.sums / self.batches).float()[None]).mean(0)
+            logs |= dict(zip(_TASKS, means.tolist(), strict=True))
+            self.sums.zero_()
+            self.batches = 0
+        super().log(logs, start_time)
+
+
+class _Progress(TrainerCallback):
+    """The bar, with both losses, in the first process; and the mark on checkpoints that are complete."""
+
+    def on_train_begin(self, args, state, control, **kwargs) -> None:
+        hidden = not state.is_world_process_zero
+        self.bar = tqdm(total=state.max_steps, initial=state.global_step, unit="step", disable=hidden)
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        self.bar.update(state.global_step - self.bar.n)
+
+    def on_log(self, args, state, control, logs=None, **kwargs) -> None:
+        if "mlm_loss" in logs:
+            self.bar.set_postfix(mlm=f"{logs['mlm_loss']:.3f}", nsp=f"{logs['nsp_loss']:.3f}")
+
+    def on_save(self, args, state, control, **kwargs) -> None:
+        if state.is_world_process_zero:
+            mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+
+    def on_train_end(self, args, state, control, **kwargs) -> None:
+        self.bar.close()

@@ -1,0 +1,405 @@
+"""`segue pretrain`: both tasks learnt from scratch, a killed run resumed, and what cannot work refused."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from segue import Engine
+from segue.errors import BundleError, InputError
+from segue.export import export_checkpoint, pretraining
+from segue.export.packing import pack_epoch
+from segue.export.pretrain import _OPTIONS, add_arguments, pretrain, run
+from segue.export.pretraining_run import last_checkpoint, mark_complete, open_run
+from segue.export.token_store import TokenStore
+
+TOPICS = [["amber", "brook", "cedar", "delta"], ["ember", "fjord", "grove", "heath"],
+          ["inlet", "jetty", "knoll", "ledge"], ["marsh", "north", "ocean", "ridge"]]  # fmt: skip
+SHORT = {"size": "tiny", "vocab_size": 90, "batch_size": 4, "max_tokens": 24, "threads": 1}
+KILLED = {**SHORT, "steps": 40, "save_steps": 4, "seed": 3}
+ABSENT = object()
+
+
+def sentence(draw: random.Random, topic: int) -> str:
+    return " ".join(draw.choices(TOPICS[topic], k=draw.randint(2, 4))).capitalize() + "."
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """Four documents, each with words of its own: B follows A where their words are of one document."""
+    draw = random.Random(0)
+    file = tmp_path_factory.mktemp("corpus") / "corpus.txt"
+    file.write_text("\n\n".join(" ".join(sentence(draw, topic) for _ in range(300)) for topic in range(4)))
+    return file
+
+
+@pytest.fixture(scope="module")
+def learnt(corpus, tmp_path_factory):
+    """(folder, metrics, seconds) of a model that has learnt the corpus's rule."""
+    out, began = tmp_path_factory.mktemp("learnt") / "out", time.monotonic()
+    options = SHORT | {"batch_size": 32, "steps": 200, "learning_rate": 2e-3}
+    metrics = pretrain(corpus, out=out, **options)
+    return out, metrics, time.monotonic() - began
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(corpus, tmp_path_factory):
+    out = tmp_path_factory.mktemp("uninterrupted") / "out"
+    return out, pretrain(corpus, out=out, **KILLED)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return transformers.BertForPreTraining.from_pretrained(folder).state_dict()
+
+
+def assert_same_result(one: Path, other: Path) -> None:
+    ours, theirs = weights(one), weights(other)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    ours, theirs = (json.loads((folder / "metrics.json").read_text()) for folder in (one, other))
+    assert ours | {"seconds": 0} == theirs | {"seconds": 0}
+
+
+def command(corpus: Path, out: Path, *more: str) -> list[str]:
+    flags = [part for name, value in KILLED.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+    return [sys.executable, "-m", "segue", "pretrain", str(corpus), "--out", str(out), *flags, *more]
+
+
+def test_a_tiny_model_learns_both_tasks_from_scratch(learnt):
+    out, metrics, seconds = learnt
+    assert metrics["evaluation"]["nsp_accuracy"] >= 0.95
+    assert metrics["evaluation"]["instances"] >= 200
+    assert seconds < 120
+    first, last = metrics["curve"][0], metrics["curve"][-1]
+    assert last["mlm_loss"] < 0.6 * first["mlm_loss"]
+    assert last["nsp_loss"] < 0.4 * first["nsp_loss"]
+    assert [point["step"] for point in metrics["curve"]] == list(range(20, 201, 20))
+    assert json.loads((out / "metrics.json").read_text()) == metrics
+    assert (out / "curve.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_rate_warms_up_and_decays(learnt):
+    _, metrics, _ = learnt
+    rates = {point["step"]: point["learning_rate"] for point in metrics["curve"]}
+    assert rates[200] < 2e-5 < rates[180] < rates[100] < rates[20] <= 2e-3
+    assert rates[100] == pytest.approx(2e-3 * 100 / 190, rel=0.02)
+
+
+def test_transformers_loads_what_is_written(learnt):
+    out, _, _ = learnt
+    model = transformers.AutoModelForPreTraining.from_pretrained(out).eval()
+    assert type(model) is transformers.BertForPreTraining
+    assert (model.config.num_hidden_layers, model.config.hidden_size) == (2, 128)
+    assert model.config.max_position_embeddings == 512
+    tokenizer = transformers.AutoTokenizer.from_pretrained(out)
+    batch = tokenizer(
+        ["Amber delta.", "Amber delta."], ["Brook.", "Knoll inlet."], return_tensors="pt", padding=True
+    )
+    is_next = model(**batch).seq_relationship_logits.softmax(-1)[:, 0]
+    assert is_next[0] > 0.8 > 0.2 > is_next[1], "logit 0 is IsNext"
+
+
+def test_the_exported_model_predicts_as_in_pytorch_to_the_pair(learnt, tmp_path):
+    out, _, _ = learnt
+    draw = random.Random(1)
+    topics = [(draw.randrange(4), draw.randrange(4)) for _ in range(200)]
+    pairs = [(sentence(draw, a), sentence(draw, b)) for a, b in topics]
+    model = transformers.BertForPreTraining.from_pretrained(out).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(out)
+    with torch.no_grad():
+        batch = tokenizer(*map(list, zip(*pairs, strict=True)), return_tensors="pt", padding=True)
+        logits = model(**batch).seq_relationship_logits
+    export_checkpoint(out, tmp_path / "bundle")
+    scores = Engine.load(tmp_path / "bundle").score(pairs)
+    assert scores == pytest.approx(logits.softmax(-1)[:, 0].numpy(), abs=1e-5)
+    theirs = (logits.argmax(-1) == 0).tolist()
+    assert (scores > 0.5).tolist() == theirs
+    right = sum(found == (a == b) for found, (a, b) in zip(theirs, topics, strict=True))
+    assert right >= 0.9 * len(pairs)
+
+
+def test_killed_at_a_random_step_it_resumes_to_the_same_result(corpus, uninterrupted, tmp_path):
+    expected, _ = uninterrupted
+    out, draw = tmp_path / "out", random.Random()
+    process = subprocess.Popen(command(corpus, out), stderr=subprocess.PIPE, cwd=tmp_path)
+    target = out / f"checkpoint-{draw.choice([4, 8, 12, 16])}"
+    while not target.exists():
+        assert process.poll() is None, process.stderr.read().decode()
+        time.sleep(0.002)
+    time.sleep(draw.uniform(0, 0.15))  # in the middle of the checkpoint, or of the steps after it
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not (out / "metrics.json").exists()
+    done = subprocess.run(command(corpus, out, "--resume"), capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "nsp=" in done.stderr, "the bar shows the losses"
+    assert "mlm=" in done.stderr
+    assert "40 steps: next sentence 0." in done.stdout
+    assert_same_result(out, expected)
+
+
+def test_every_state_a_kill_can_leave_resumes_to_the_same_result(corpus, uninterrupted, tmp_path):
+    expected, _ = uninterrupted
+    finished = tmp_path / "finished"
+    shutil.copytree(expected, finished)
+    (finished / "metrics.json").unlink()
+    (finished / "model.safetensors").write_bytes(b"cut off")
+    pretrain(corpus, out=finished, **KILLED, resume=True)
+    assert_same_result(finished, expected)
+
+    cut = tmp_path / "cut"
+    shutil.copytree(expected, cut)
+    (cut / "checkpoint-40" / "complete").unlink()
+    (cut / "checkpoint-40" / "optimizer.pt").write_bytes(b"cut off")
+    pretrain(corpus, out=cut, **KILLED, resume=True)
+    assert_same_result(cut, expected)
+
+    early = tmp_path / "early"
+    early.mkdir()
+    shutil.copy(expected / "pretraining.json", early)
+    (early / "tokens").mkdir()
+    (early / "tokens" / "ids").write_bytes(b"cut off")
+    (early / "tokenizer.json").write_text("{")
+    pretrain(corpus, out=early, **KILLED, resume=True)
+    assert_same_result(early, expected)
+
+
+def test_a_run_is_resumed_from_anywhere_by_any_name_of_its_corpus(corpus, uninterrupted, monkeypatch):
+    out, before = uninterrupted
+    monkeypatch.chdir(corpus.parent)
+    after = pretrain(Path("corpus.txt"), out=os.path.relpath(out), **KILLED, resume=True)
+    assert after["evaluation"] == before["evaluation"]
+
+
+def test_several_processes_train_one_model(corpus, tmp_path):
+    out = tmp_path / "out"
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    options = [
+        "--size",
+        "tiny",
+        "--batch-size",
+        "2",
+        "--max-tokens",
+        "24",
+        "--epochs",
+        "0.05",
+        "--threads",
+        "1",
+    ]
+    code = [*torchrun, "-m", "segue", "pretrain", str(corpus), "--out", str(out), *options]
+    done = subprocess.run(code, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    metrics = json.loads((out / "metrics.json").read_text())
+    epoch = len(pack_epoch(TokenStore(out / "tokens"), max_tokens=24))
+    assert metrics["steps"] == round(0.05 * epoch / 4), "two instances on each of two devices"
+    assert done.stdout.count("next sentence") == 1
+    saved, last = weights(out), weights(last_checkpoint(out))
+    assert all(torch.equal(saved[name], last[name]) for name in saved)
+    with pytest.raises(InputError, match=r"resume: devices: .* was started with 2, got 1"):
+        pretrain(
+            corpus, out=out, size="tiny", batch_size=2, max_tokens=24, epochs=0.05, threads=1, resume=True
+        )
+
+
+def test_the_last_complete_checkpoint_counts(tmp_path):
+    assert last_checkpoint(tmp_path) is None
+    for step in (8, 16, 100):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    mark_complete(tmp_path / "checkpoint-8")
+    mark_complete(tmp_path / "checkpoint-16")
+    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-16"
+    assert not (tmp_path / "checkpoint-100").exists()
+    assert (tmp_path / "checkpoint-8").exists()
+
+
+def test_from_a_checkpoint_with_whole_words_by_epochs(corpus, learnt, tmp_path, capsys):
+    init, _, _ = learnt
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    out = tmp_path / "out"
+    arguments = [str(corpus), "--out", str(out), "--init", str(init), "--whole-words", "--epochs", "0.05"]
+    arguments += ["--max-tokens", "24", "--batch-size", "8", "--learning-rate", "1e-5", "--threads", "1"]
+    run(parser.parse_args(arguments))
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["steps"] == round(0.05 * len(pack_epoch(TokenStore(out / "tokens"), max_tokens=24)) / 8)
+    assert metrics["evaluation"]["nsp_accuracy"] >= 0.95, "it goes on from what was learnt"
+    assert (out / "vocab.txt").read_bytes() == (init / "vocab.txt").read_bytes()
+    assert f"{metrics['steps']} steps: next sentence" in capsys.readouterr().out
+    assert set(_OPTIONS) | {"corpus", "out"} == set(vars(parser.parse_args(arguments)))
+
+
+def test_both_losses_are_hugging_faces_own(learnt):
+    out, _, _ = learnt
+    ours, theirs = pretraining.load(out).eval(), transformers.BertForPreTraining.from_pretrained(out).eval()
+    batch = transformers.AutoTokenizer.from_pretrained(out)(
+        ["amber brook cedar", "north"], ["delta", "ocean ridge"], return_tensors="pt", padding=True
+    )
+    labels = torch.full_like(batch["input_ids"], -100)
+    labels[0, 1], labels[0, 2], labels[1, 1] = 7, 8, 9
+    inputs = {**batch, "labels": labels, "next_sentence_label": torch.tensor([0, 1])}
+    found = ours(**inputs)
+    assert found["loss"].item() == pytest.approx(theirs(**inputs).loss.item(), rel=1e-5)
+    assert found["loss"] == found["mlm_loss"] + found["nsp_loss"]
+    inputs["labels"] = torch.full_like(labels, -100)
+    assert ours(**inputs)["mlm_loss"] == 0, "a batch in which nothing can be masked"
+    assert torch.equal(ours(**batch).prediction_logits, theirs(**batch).prediction_logits)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"init": "x"}, "one of init and size"),
+        ({"size": "huge"}, "size: expected tiny, mini, small, base, or init, got 'huge'"),
+        ({"size": None}, "size: expected"),
+        ({"steps": 1, "epochs": 1.0}, "one of steps and epochs"),
+        ({"steps": 0}, "steps: expected an integer of 1 or more, got 0"),
+        ({"batch_size": 2.5}, "batch_size"),
+        ({"save_steps": 0}, "save_steps"),
+        ({"seed": -1}, "seed: expected an integer of 0 or more, got -1"),
+        ({"epochs": math.nan}, "epochs: expected more than 0"),
+        ({"learning_rate": math.inf}, "learning_rate"),
+        ({"warm_up": 1.0}, "warm_up"),
+        ({"max_tokens": 513}, "max_tokens: expected at most 512, got 513"),
+        ({"vocab_size": 10}, "size: expected .* for the letters alone"),
+        ({"vocab": "vocab.txt"}, "vocab_size: a vocabulary is given"),
+        ({"vocab": "nowhere", "vocab_size": None}, "vocabulary: 'nowhere'"),
+        ({"vocab": ".", "vocab_size": None, "cased": True}, "cased: '.' says itself"),
+        ({"resume": True}, "resume: nothing to resume in .*out"),
+    ],
+)
+def test_refused_options(corpus, tmp_path, options, reason):
+    with pytest.raises(InputError, match=reason):
+        pretrain(corpus, out=tmp_path / "out", **SHORT | options)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (ABSENT, "does not exist"),
+        ({}, "holds no text"),
+        ({"one.txt": b"One. Two. Three."}, "one document only"),
+        ({"a.txt": b"One.", "b.txt": b"Two."}, "single sentence"),
+        ({"a.txt": b"One. Two.", "b.bin": b"\x00\x01"}, "binary file"),
+        ({"a.txt": b"One. Two.", "b.txt": b"\xff\xfe"}, "not UTF-8"),
+    ],
+)
+def test_refused_corpora(content, reason, tmp_path):
+    folder = tmp_path / "corpus"
+    if content is not ABSENT:
+        folder.mkdir()
+        for name, data in content.items():
+            (folder / name).write_bytes(data)
+    with pytest.raises(InputError, match=reason):
+        pretrain(folder, out=tmp_path / "out", **SHORT)
+    assert not (tmp_path / "out").exists()
+
+
+def test_refused_places(corpus, learnt, tmp_path):
+    out, _, _ = learnt
+    with pytest.raises(InputError, match="holds a run; --resume goes on with it"):
+        pretrain(corpus, out=out, **SHORT)
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="is taken"):
+        pretrain(corpus, out=tmp_path / "file", **SHORT)
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / "pretraining.json.part").write_text("{")
+    open_run(tmp_path / "begun", {"seed": 1}, resume=False)
+    open_run(tmp_path / "begun", {"seed": 1}, resume=True)
+    with pytest.raises(InputError, match="inside the corpus"):
+        pretrain(corpus.parent, out=corpus.parent / "out", **SHORT)
+    assert os.listdir(corpus.parent) == ["corpus.txt"]
+    assert (tmp_path / "file").read_bytes() == b""
+
+
+def test_a_resumed_run_has_the_options_it_was_started_with(corpus, uninterrupted, tmp_path):
+    out, _ = uninterrupted
+    for name, value in {"steps": 41, "seed": 4, "whole_words": True, "max_tokens": 25}.items():
+        with pytest.raises(InputError, match=f"resume: {name}: .* was started with .*, got {value}"):
+            pretrain(corpus, out=out, **KILLED | {name: value}, resume=True)
+    with pytest.raises(InputError, match="resume: corpus: "):
+        pretrain(corpus.parent, out=out, **KILLED, resume=True)
+    (tmp_path / "pretraining.json").write_text("{")
+    with pytest.raises(BundleError, match="no record of a run"):
+        open_run(tmp_path, {}, resume=True)
+
+
+def test_refused_checkpoints(corpus, make_checkpoint, tmp_path):
+    def attempt(error: type[Exception], reason: str, init: Path, **options: Any) -> None:
+        with pytest.raises(error, match=reason):
+            pretrain(corpus, init=init, out=tmp_path / "out", **options)
+        assert not (tmp_path / "out").exists()
+
+    good = make_checkpoint()
+    attempt(BundleError, "no config.json", tmp_path)
+    attempt(
+        BundleError,
+        "model_type: 'roberta' is not supported",
+        make_checkpoint(config={"model_type": "roberta"}),
+    )
+    attempt(InputError, "max_tokens: expected at most 32, got 128", make_checkpoint(positions=32))
+    attempt(InputError, "vocabulary: it has", make_checkpoint(vocab_size=900), vocab=good)
+    attempt(InputError, "vocabulary: lowercase is", good, vocab=make_cased(good, tmp_path / "cased"))
+
+    for name, data, reason in [
+        ("model.safetensors", None, "does not load as a BERT"),
+        ("model.safetensors", b"not weights", "does not load as a BERT"),
+        ("tokenizer.json", b"{", "tokenizer"),
+    ]:
+        broken = tmp_path / "broken"
+        shutil.copytree(good, broken)
+        (broken / name).unlink()
+        if data is not None:
+            (broken / name).write_bytes(data)
+        attempt(BundleError, reason, broken)
+        shutil.rmtree(broken)
+    hollow = tmp_path / "hollow"
+    shutil.copytree(good, hollow)
+    config = json.loads((hollow / "config.json").read_text()) | {"num_hidden_layers": 3}
+    (hollow / "config.json").write_text(json.dumps(config))
+    attempt(BundleError, "lacks 16 weights of a BERT", hollow)
+
+
+def make_cased(checkpoint: Path, folder: Path) -> Path:
+    """The checkpoint's tokenizer, but telling upper from lower case."""
+    folder.mkdir()
+    tokenizer = json.loads((checkpoint / "tokenizer.json").read_text())
+    tokenizer["normalizer"]["lowercase"] = False
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    settings = json.loads((checkpoint / "tokenizer_config.json").read_text()) | {"do_lower_case": False}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+def test_the_command_is_described_without_torch_and_says_what_is_missing(corpus, tmp_path):
+    program = """
+        import sys
+        sys.modules["transformers"] = None
+        from segue.export.pretrain import pretrain
+        from segue import ExecutorUnavailable
+        assert not {"torch", "matplotlib"} & set(sys.modules)
+        try:
+            pretrain(sys.argv[1], size="tiny", out="out")
+        except ExecutorUnavailable as error:
+            print(error)
+        """
+    code = [sys.executable, "-c", textwrap.dedent(program), str(corpus)]
+    done = subprocess.run(code, cwd=tmp_path, capture_output=True, text=True)
+    assert (done.stderr, done.returncode) == ("", 0)
+    assert "needs transformers" in done.stdout
+    assert "segue[train]" in done.stdout
+    assert not (tmp_path / "out").exists()
