@@ -14,6 +14,7 @@ __all__ = [
     "SEEDS",
     "STAGES",
     "Stage",
+    "average",
     "main",
     "split",
     "training_sources",
@@ -21,7 +22,7 @@ __all__ = [
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -66,7 +67,7 @@ STAGES = (Stage(52.5, 2e-4, 64, (0.7, 0.2, 0.1)), Stage(56, 1.2e-4, 192, (1, 1, 
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Fetch, decode, train, calibrate, measure; `metrics.json` beside the checkpoint says how it went."""
+    """Fetch, decode, train, average, calibrate, measure; `metrics.json` says how it went."""
     arguments = _parser().parse_args(argv)
     fetch(arguments.work)
     encoder, novels, articles = unpack(arguments.work)
@@ -87,10 +88,11 @@ def main(argv: list[str] | None = None) -> None:
                 seed=number,
                 threads=arguments.threads,
                 train_words=False,
-                save_minutes=10,
+                save_minutes=stage.minutes * arguments.times / 3.1,  # twice on the way, and at its end
                 watch=lambda model, tokenizer: seed_scores(model, tokenizer, SEEDS),
             )
             init = out
+        average([*sorted(arguments.out.glob("checkpoint-*")), arguments.out], arguments.out)
     measured = {
         **measure(arguments.out, tune, held_out, pairs=arguments.pairs),
         "cosine": measure_cosine(encoder, train, held_out, pairs=arguments.pairs),
@@ -102,6 +104,16 @@ def main(argv: list[str] | None = None) -> None:
     metrics = json.loads(file.read_text()) if file.is_file() else {}
     file.write_text(json.dumps(metrics | measured, indent=1) + "\n")
     print(json.dumps(measured, indent=1))
+
+
+def average(checkpoints: Sequence[Path], out: Path) -> None:
+    """Write the mean of the checkpoints' weights to `out`: steadier than any one of a noisy run (checkpoint
+    averaging, as in Vaswani and others, 2017)."""
+    models = [load(folder, max_tokens=8) for folder in checkpoints]
+    states = [model.state_dict() for model, _ in models]
+    model, tokenizer = models[-1]
+    model.load_state_dict({name: sum(state[name] for state in states) / len(states) for name in states[0]})
+    save(model, tokenizer, out)
 
 
 def split(novels: dict[str, list[Document]], articles: list[Document]) -> tuple[dict, dict, dict]:

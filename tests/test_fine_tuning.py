@@ -17,6 +17,7 @@ import transformers
 from segue.errors import BundleError, InputError
 from segue.export import measures, training, training_data
 from segue.export.corpus import Document
+from segue.export.default_model import average
 from segue.export.default_scores import calibrate, cosines, next_probabilities
 from segue.export.fine_tuning import fine_tune
 from segue.export.instances import Pair, Recipe, Source, draw_pairs
@@ -315,3 +316,15 @@ def test_pairs_are_drawn_from_the_seed(init, sources):
     ids, _ = training_data.encode_pair(tokenizer, first.a, first.b, 32)
     stream = iter(batches)
     assert any(next(stream)["input_ids"] == ids for _ in range(32))
+
+
+def test_an_average_is_the_mean_of_the_weights(init, tmp_path):
+    folders = [tmp_path / name for name in ("one", "other", "out")]
+    for seed, folder in enumerate(folders[:2]):
+        training.set_seed(seed)  # of the head, which is new
+        training.save(*training.load(init, max_tokens=32), folder)
+    average(folders[:2], folders[2])
+    one, other, mean = (training.load(folder, max_tokens=32)[0].state_dict() for folder in folders)
+    head = "cls.seq_relationship.weight"
+    assert not torch.equal(one[head], other[head])
+    assert all(torch.allclose(mean[name], (one[name] + other[name]) / 2, atol=1e-7) for name in mean)
