@@ -5,7 +5,6 @@ Knows nothing about checkpoints; it is given the file, the module and the tokeni
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import accumulate, chain, cycle, islice
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from segue.batching import PackedBatch
 from segue.errors import BundleError
 from segue.export.bert import Bert
 from segue.export.sentences import SENTENCES
@@ -97,14 +97,8 @@ def differences(found: Arrays, expected: Arrays, *, regression: bool = False) ->
     return logit if regression else float(np.abs(found[1] - expected[1]).max()), logit
 
 
-@dataclass(frozen=True)
-class Batch:
-    """A packed batch, int64: ids, segments and positions [T], cu_seqlens [B + 1]."""
-
-    input_ids: NDArray[np.int64]
-    token_type_ids: NDArray[np.int64]
-    position_ids: NDArray[np.int64]
-    cu_seqlens: NDArray[np.int64]
+class Batch(PackedBatch):
+    """The engine's own packed batch, which other layouts can be made of."""
 
     def padded(self) -> dict[str, NDArray[np.int64]]:
         """Return the same pairs as input_ids, attention_mask and token_type_ids [B, S]."""
