@@ -51,12 +51,16 @@ def _stream(
             kind, start = _elsewhere(here, places, document, at, sizes, recipe, rng)
         after = start[0].sentences[start[1] : start[1] + sizes[1]]
         label = IS_NEXT if kind == "next" else NOT_NEXT
+        if kind == "swapped":
+            before, after = after, before
         yield Pair(_vary(before, recipe, rng, -1), _vary(after, recipe, rng, 0), label, kind)
 
 
 def _elsewhere(here, places, document, at, sizes, recipe, rng) -> tuple[str, tuple[Document, int]]:
     """(kind of negative, where its side B starts). A document too short for a not-adjacent pair gives one
     with another document."""
+    if recipe.swapped and rng.random() < recipe.swapped:
+        return "swapped", (document, at)
     if rng.random() < recipe.same_document:
         first, last = at - sizes[0] - _GAP - sizes[1], at + sizes[1] + _GAP
         starts = [i for i in range(1, len(document.sentences)) if i <= first or i >= last]
@@ -84,7 +88,8 @@ def _vary(sentences: Sequence[str], recipe: Recipe, rng: random.Random, near: in
 
 @dataclass(frozen=True)
 class Pair:
-    """Two texts; label 0 if b follows a, else 1; kind: next, other document, not adjacent, other source."""
+    """Two texts; label 0 if b follows a, else 1; kind: next, other document, not adjacent, swapped (true
+    neighbours in the wrong order), other source."""
 
     a: str
     b: str
@@ -105,8 +110,9 @@ class Source:
 class Recipe:
     """How pairs are drawn; every number but `sides` is a probability.
 
-    positives: of IsNext. same_document: of a negative from the same document, not adjacent.
-    other_source: of any other negative from another source (else: another document of this source).
+    positives: of IsNext. swapped: of a negative that two neighbours in the wrong order make. same_document:
+    of any other negative from the same document, not adjacent. other_source: of what is left from another
+    source (else: another document of this source).
     sides: the weights of 1, 2, 3 ... sentences a side. clause: that a side is cut to the one clause next to
     the other side. unmarked: that a side loses its final punctuation.
     """
@@ -117,6 +123,7 @@ class Recipe:
     sides: tuple[float, ...] = (1, 1, 1)
     clause: float = 0.0
     unmarked: float = 0.0
+    swapped: float = 0.0
 
 
 class _Places:

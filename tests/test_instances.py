@@ -55,6 +55,16 @@ def test_share_of_positives(share):
     assert abs(found - share) <= 4 * (share * (1 - share) / len(pairs)) ** 0.5  # four standard errors
 
 
+def test_a_swapped_pair_is_two_neighbours_in_the_wrong_order():
+    pairs = draw(Recipe(positives=0.0, swapped=0.25))
+    kinds = Counter(pair.kind for pair in pairs)
+    assert abs(kinds["swapped"] / len(pairs) - 0.25) < 4 * (0.25 * 0.75 / len(pairs)) ** 0.5
+    for pair in pairs:
+        (*document, first), (*other, last) = places(pair.a)[0], places(pair.b)[-1]
+        assert (pair.kind == "swapped") == (document == other and last + 1 == first)
+        assert pair.label == NOT_NEXT
+
+
 def test_a_negative_is_from_a_different_document_of_the_same_source():
     for pair in draw(Recipe(positives=0.0)):
         (source, document, _), (other_source, other, _) = places(pair.a)[0], places(pair.b)[0]
