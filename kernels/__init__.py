@@ -1,1 +1,29 @@
-"""Every op of the graph: an eager PyTorch twin in `reference`, a Triton kernel beside it."""
+"""Every op of the graph: an eager PyTorch twin in `reference`, a Triton kernel beside it.
+
+Each op is imported when it is first asked for, since the kernels need triton and the twins do not.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+__all__ = [
+    "add_layer_norm",
+    "cls_attention",
+    "embed",
+    "linear",
+    "linear_gelu",
+    "packed_attention",
+    "pool_classify",
+    "softmax",
+]
+
+
+_MODULES = {"linear_gelu": "_linear"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES.get(name, f'_{name}')}"), name)

@@ -1,0 +1,81 @@
+"""AddLayerNorm: LayerNorm(x + residual), each row read once and written once.
+
+Bound by memory. s being the bytes of an element:
+
+    bytes = s * (3 * T * E + 2 * E)
+    operations = 8 * T * E
+
+The residual is added here and not in the epilogue of the product before it: either way five T · E pass
+through memory from the product's input to the normalised rows, and here the sum is not rounded to 16 bits.
+"""
+
+from __future__ import annotations
+
+__all__ = ["add_layer_norm", "cost"]
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from segue.kernels.door import check, check_out, check_vector
+from segue.kernels.launching import Cost, launch, target
+from segue.kernels.normalize import chunk_of, normalize
+
+_TABLE = (
+    # targets, up to so many rows: ROWS a program, warps. A warp has four rows in every line, so that a row's
+    # columns lie in the same threads, and are summed in the same order, whatever the number of rows.
+    (("sm_80", "sm_90", "sm_100", "gfx942"), 1024, 4, 1),
+    (("sm_80", "sm_90", "sm_100", "gfx942"), None, 16, 4),
+)
+
+
+@triton.jit
+def _add_layer_norm_kernel(
+    x_ptr, residual_ptr, weight_ptr, bias_ptr, out_ptr,
+    x_stride, residual_stride, out_stride,
+    rows, eps,
+    E: tl.constexpr, CHUNK: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS))[:, None]
+    live = row < rows
+    row = row.to(tl.int64)
+    column = tl.arange(0, CHUNK)[None, :]
+    tiles = ()
+    for i in tl.static_range(tl.cdiv(E, CHUNK)):
+        mask = live & (i * CHUNK + column < E)
+        x = tl.load(x_ptr + row * x_stride + i * CHUNK + column, mask=mask, other=0.0).to(tl.float32)
+        residual_ptrs = residual_ptr + row * residual_stride + i * CHUNK + column
+        tiles += (x + tl.load(residual_ptrs, mask=mask, other=0.0).to(tl.float32),)
+    normalize(tiles, weight_ptr, bias_ptr, out_ptr + row * out_stride + column, live, eps, E, CHUNK)
+
+
+def add_layer_norm(
+    x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float, *, out: Tensor | None = None
+) -> Tensor:
+    """As `reference.add_layer_norm`, one program to a few rows.
+
+    Raises:
+        ValueError: a tensor is of the wrong shape, dtype, device or stride.
+    """
+    check("x", x, (None, None))
+    rows, hidden = x.shape
+    check("residual", residual, (rows, hidden), like=x)
+    check_vector("weight", weight, hidden, like=x)
+    check_vector("bias", bias, hidden, like=x)
+    out = check_out(out, (rows, hidden), like=x)
+    block, warps = _configure(target(x.device), rows)
+    launch(
+        _add_layer_norm_kernel, (triton.cdiv(rows, block),),
+        x, residual, weight, bias, out, x.stride(0), residual.stride(0), out.stride(0), rows, eps,
+        E=hidden, CHUNK=chunk_of(hidden), ROWS=block, num_warps=warps, device=x.device,
+    )  # fmt: skip
+    return out
+
+
+def cost(*, T: int, E: int, s: int) -> Cost:
+    """What T rows of E elements of s bytes cost."""
+    return Cost(bytes=s * (3 * T * E + 2 * E), operations=8 * T * E)
+
+
+def _configure(device: str, rows: int) -> tuple[int, int]:
+    return next(line[2:] for line in _TABLE if device in line[0] and rows <= (line[1] or rows))

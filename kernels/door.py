@@ -1,0 +1,92 @@
+"""Checks at the door of every launcher: what is wrong, where, and what was expected, before any launch."""
+
+from __future__ import annotations
+
+__all__ = ["check", "check_bounds", "check_ids", "check_out", "check_vector"]
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32)
+_INTEGERS = (torch.int32, torch.int64)
+
+
+def check(name: str, x: Tensor, shape: tuple[int | None, ...], *, like: Tensor | None = None) -> None:
+    """A matrix of floats whose rows may lie anywhere and whose last axis is contiguous; None in `shape` is
+    any size. With `like`, of its dtype and device.
+
+    Raises:
+        ValueError: it is not so, or it wants gradients, which kernels do not give.
+    """
+    _check_shape(name, x, shape)
+    if like is None:
+        if x.dtype not in _FLOATS:
+            raise ValueError(f"{name}: expected float16, bfloat16 or float32, got {_name(x.dtype)}")
+    elif x.dtype != like.dtype:
+        raise ValueError(f"{name}: expected {_name(like.dtype)} as the first tensor, got {_name(x.dtype)}")
+    if like is not None and x.device != like.device:
+        raise ValueError(f"{name}: expected it on {like.device} as the first tensor, got {x.device}")
+    if x.shape[-1] > 1 and x.stride(-1) != 1:
+        raise ValueError(f"{name}: expected a contiguous last axis, got strides {tuple(x.stride())}")
+    if x.requires_grad and torch.is_grad_enabled():
+        raise ValueError(
+            f"{name}: requires a gradient, which kernels do not give; call under torch.no_grad(), or take "
+            "segue.kernels.reference"
+        )
+
+
+def check_vector(name: str, x: Tensor, size: int, *, like: Tensor) -> None:
+    """As `check`, for a weight or bias of `size` elements."""
+    check(name, x, (size,), like=like)
+
+
+def check_out(out: Tensor | None, shape: tuple[int, ...], *, like: Tensor) -> Tensor:
+    """The tensor to write to: `out`, or a new one of `like`'s dtype and device."""
+    if out is None:
+        return torch.empty(shape, dtype=like.dtype, device=like.device)
+    check("out", out, shape, like=like)
+    if len(out) > 1 and out.stride(0) < shape[-1]:
+        raise ValueError(f"out: expected rows that do not overlap, got strides {tuple(out.stride())}")
+    return out
+
+
+def check_ids(name: str, x: Tensor, count: int | None, *, like: Tensor) -> None:
+    """[count] of int32 or int64, contiguous, on the device of `like`."""
+    _check_shape(name, x, (count,))
+    if x.dtype not in _INTEGERS:
+        raise ValueError(f"{name}: expected int32 or int64, got {_name(x.dtype)}")
+    if x.device != like.device:
+        raise ValueError(f"{name}: expected it on {like.device} as the first tensor, got {x.device}")
+    if not x.is_contiguous():
+        raise ValueError(f"{name}: expected a contiguous tensor, got strides {tuple(x.stride())}")
+
+
+def check_bounds(cu_seqlens: Tensor, tokens: int, longest: int | None, *, like: Tensor) -> int:
+    """The longest pair of a packed batch of `tokens` rows. With `longest` given, cu_seqlens' values are
+    trusted and stay on the device."""
+    check_ids("cu_seqlens", cu_seqlens, None, like=like)
+    if not len(cu_seqlens):
+        raise ValueError("cu_seqlens: expected a bound more than there are pairs, got none at all")
+    if longest is not None:
+        if longest < 0:
+            raise ValueError(f"longest: expected 0 or more, got {longest}")
+        return longest
+    bounds = cu_seqlens.tolist()
+    lengths = [end - start for start, end in pairwise(bounds)]
+    if bounds[0] != 0 or bounds[-1] != tokens or min(lengths, default=0) < 0:
+        raise ValueError(f"cu_seqlens: expected 0 to {tokens} (the rows), never decreasing, got {bounds}")
+    return max(lengths, default=0)
+
+
+def _check_shape(name: str, x: Tensor, shape: tuple[int | None, ...]) -> None:
+    if len(x.shape) != len(shape) or any(
+        want not in (None, got) for want, got in zip(shape, x.shape, strict=True)
+    ):
+        wanted = ", ".join("any" if size is None else str(size) for size in shape)
+        raise ValueError(f"{name}: expected shape [{wanted}], got {list(x.shape)}")
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,76 @@
+"""How a kernel gets onto a device: what the launch tables call the device, and the launch itself.
+
+The one place that knows kinds of device and versions of Triton. Under `TRITON_INTERPRET=1`, which has to be
+set before this is imported, kernels run on CPU tensors, slowly, as NumPy.
+"""
+
+from __future__ import annotations
+
+__all__ = ["INTERPRETED", "TARGETS", "Cost", "launch", "run", "target"]
+
+from contextlib import nullcontext
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from triton.runtime.interpreter import InterpretedFunction
+
+# Names in the launch tables, and the shared memory that a program may have there, in bytes. A device that is
+# none of these takes the table of the nearest that it can run: sm_86, sm_89 and sm_120 that of sm_80, whose
+# configurations therefore stay within their 101,376 bytes.
+TARGETS = {"sm_80": 101_376, "sm_90": 232_448, "sm_100": 232_448, "gfx942": 65_536}
+INTERPRETED = isinstance(triton.jit(lambda: None), InterpretedFunction)
+
+
+class Cost(NamedTuple):
+    """What a launch costs at least: bytes moved to and from memory, each once, and arithmetic operations, a
+    multiplication and an addition being two."""
+
+    bytes: int
+    operations: int
+
+
+def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, device: torch.device, **options: Any) -> None:
+    """Launch `kernel` on the device's current stream; a grid of nothing launches nothing."""
+    if 0 not in grid:
+        run(kernel, grid, arguments, options, device)
+
+
+def run(
+    kernel: Any,
+    grid: tuple[int, ...],
+    arguments: tuple[Any, ...],
+    options: dict[str, Any],
+    device: torch.device,
+) -> None:
+    """The launch itself, apart so that a test can count launches and a report compile instead."""
+    with nullcontext() if INTERPRETED else torch.cuda.device(device):
+        kernel[grid](*arguments, **options)
+
+
+def target(device: torch.device) -> str:
+    """The device's name in the launch tables. Interpreted kernels take those of sm_80.
+
+    Raises:
+        ValueError: kernels do not run there.
+    """
+    return "sm_80" if INTERPRETED else _target(device.type, device.index)
+
+
+@cache
+def _target(kind: str, index: int | None) -> str:
+    if kind != "cuda":  # what PyTorch calls AMD's GPUs, too
+        raise ValueError(
+            f"device: kernels run on a GPU, got a tensor on {kind!r}; with TRITON_INTERPRET=1 set before "
+            "the import they run on a CPU, slowly"
+        )
+    properties = torch.cuda.get_device_properties(index if index is not None else torch.cuda.current_device())
+    if torch.version.hip:
+        return "gfx942"
+    if properties.major < 8:
+        raise ValueError(
+            f"device: {properties.name} has compute capability {properties.major}.{properties.minor}, "
+            "kernels need 8.0 or newer"
+        )
+    return {9: "sm_90", 10: "sm_100"}.get(properties.major, "sm_80")
