@@ -19,14 +19,7 @@ from torch import Tensor
 
 from segue.kernels.door import check, check_out, check_vector
 from segue.kernels.launching import Cost, launch, target
-from segue.kernels.normalize import chunk_of, normalize
-
-_TABLE = (
-    # targets, up to so many rows: ROWS a program, warps. A warp has four rows in every line, so that a row's
-    # columns lie in the same threads, and are summed in the same order, whatever the number of rows.
-    (("sm_80", "sm_90", "sm_100", "gfx942"), 1024, 4, 1),
-    (("sm_80", "sm_90", "sm_100", "gfx942"), None, 16, 4),
-)
+from segue.kernels.normalize import chunk_of, normalize, rows_of
 
 
 @triton.jit
@@ -63,7 +56,7 @@ def add_layer_norm(
     check_vector("weight", weight, hidden, like=x)
     check_vector("bias", bias, hidden, like=x)
     out = check_out(out, (rows, hidden), like=x)
-    block, warps = _configure(target(x.device), rows)
+    block, warps = rows_of(target(x.device), rows)
     launch(
         _add_layer_norm_kernel, (triton.cdiv(rows, block),),
         x, residual, weight, bias, out, x.stride(0), residual.stride(0), out.stride(0), rows, eps,
@@ -75,7 +68,3 @@ def add_layer_norm(
 def cost(*, T: int, E: int, s: int) -> Cost:
     """What T rows of E elements of s bytes cost."""
     return Cost(bytes=s * (3 * T * E + 2 * E), operations=8 * T * E)
-
-
-def _configure(device: str, rows: int) -> tuple[int, int]:
-    return next(line[2:] for line in _TABLE if device in line[0] and rows <= (line[1] or rows))

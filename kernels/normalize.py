@@ -6,10 +6,23 @@ them used, where one block would round up to 512.
 
 from __future__ import annotations
 
-__all__ = ["chunk_of", "normalize"]
+__all__ = ["chunk_of", "normalize", "rows_of"]
 
 import triton
 import triton.language as tl
+
+_ALL = ("sm_80", "sm_90", "sm_100", "gfx942")
+_TABLE = (
+    # targets, up to so many rows: ROWS a program, warps. A warp has four rows in every line, so that a row's
+    # columns lie in the same threads, and are summed in the same order, whatever the number of rows.
+    (_ALL, 1024, 4, 1),
+    (_ALL, None, 16, 4),
+)
+
+
+def rows_of(device: str, rows: int) -> tuple[int, int]:
+    """(rows a program, warps) for that many rows on the device of that name in the tables."""
+    return next(line[2:] for line in _TABLE if device in line[0] and rows <= (line[1] or rows))
 
 
 def chunk_of(hidden: int) -> int:

@@ -1,0 +1,168 @@
+"""PackedAttention: QKᵀ, softmax and PV of each pair in one pass over the QKV product, where it lies.
+
+s being the bytes of an element, i those of a bound, lengths those of the pairs:
+
+    bytes = s * 4 * T * E + i * (B + 1)
+    operations = 4 * E * sum(n * n for n in lengths) + 4 * H * sum(n * n for n in lengths)
+
+Bound by memory up to a few hundred tokens a pair, then by the matrix units. A program has one tile of
+queries of one pair and one head, and passes over that pair's keys block after block, carrying each row's
+maximum and sum (Milakov and Gimelshein, 2018; Dao and others, 2022); no block outside the pair is touched.
+
+A pair of up to 32 tokens is one tile of 32 x 32, whatever else is in the batch; a longer one has blocks of
+as many keys as the table says for the head size and device. So the order in which a row is summed depends on
+its own pair alone. What follows the batch's longest pair is how many queries a program has, and, if none is
+longer than 32, that a program has one warp.
+"""
+
+from __future__ import annotations
+
+__all__ = ["cost", "packed_attention"]
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from segue.kernels.door import check, check_bounds, check_out
+from segue.kernels.launching import Cost, launch, target
+
+_SHORT = tl.constexpr(32)  # tokens of a pair that one small tile holds
+_LOG2E = 1.4426950408889634
+
+
+class _Tile(NamedTuple):
+    queries: int
+    keys: int
+    warps: int
+    stages: int
+
+
+_ANY = ("sm_80", "sm_90", "sm_100", "gfx942")
+_TABLE = (
+    # targets, bytes of an element, head size up to, longest pair up to: queries, keys, warps, stages
+    (_ANY, 2, 256, 32, _Tile(32, 32, 1, 1)),
+    (_ANY, 2, 64, 64, _Tile(64, 64, 4, 2)),
+    (("sm_80", "gfx942"), 2, 64, None, _Tile(64, 64, 4, 2)),
+    (("sm_90", "sm_100"), 2, 64, None, _Tile(128, 64, 8, 2)),
+    (_ANY, 2, 128, None, _Tile(64, 64, 4, 2)),
+    (_ANY, 2, 256, None, _Tile(64, 32, 4, 2)),
+    (_ANY, 4, 256, 32, _Tile(32, 32, 4, 1)),
+    (_ANY, 4, 64, None, _Tile(32, 32, 4, 1)),
+    (_ANY, 4, 256, None, _Tile(32, 32, 8, 1)),
+)
+
+
+@triton.jit
+def _attend(
+    q_ptr, k_ptr, v_ptr, out_ptr, stride, out_stride, first, length, scale,
+    D: tl.constexpr, DEPTH: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr, ONCE: tl.constexpr,
+):  # fmt: skip
+    """The context of QUERIES rows from `first` on, of a pair and head that the pointers point to. ONCE: the
+    pair's keys are one block."""
+    query = (first + tl.arange(0, QUERIES))[:, None]
+    key, d = tl.arange(0, KEYS), tl.arange(0, DEPTH)
+    column = d[None, :] < D
+    q = tl.load(q_ptr + query * stride + d[None, :], mask=(query < length) & column, other=0.0)
+    most = tl.full((QUERIES,), float("-inf"), dtype=tl.float32)
+    total = tl.zeros((QUERIES,), dtype=tl.float32)
+    context = tl.zeros((QUERIES, DEPTH), dtype=tl.float32)
+    for start in range(0, KEYS if ONCE else length, KEYS):
+        mask = (start + key < length)[:, None] & column
+        offs = (start + key)[:, None] * stride + d[None, :]
+        k = tl.load(k_ptr + offs, mask=mask, other=0.0)
+        v = tl.load(v_ptr + offs, mask=mask, other=0.0)
+        scores = tl.dot(q, k.T, input_precision="ieee") * scale
+        scores = tl.where((start + key < length)[None, :], scores, float("-inf"))
+        larger = tl.maximum(most, tl.max(scores, axis=1))
+        power = tl.exp2(scores - larger[:, None])
+        fade = tl.exp2(most - larger)
+        total = total * fade + tl.sum(power, axis=1)
+        context = tl.dot(power.to(v.dtype), v, context * fade[:, None], input_precision="ieee")
+        most = larger
+    context = context / total[:, None]
+    out_ptrs = out_ptr + query * out_stride + d[None, :]
+    tl.store(out_ptrs, context.to(out_ptr.dtype.element_ty), mask=(query < length) & column)
+
+
+@triton.jit
+def _packed_attention_kernel(
+    qkv_ptr, cu_seqlens_ptr, out_ptr, stride, out_stride, tiles, scale,
+    E: tl.constexpr, D: tl.constexpr, DEPTH: tl.constexpr,
+    QUERIES: tl.constexpr, KEYS: tl.constexpr, LONG: tl.constexpr,
+):  # fmt: skip
+    pair = tl.program_id(0) // tiles
+    first = tl.program_id(0) % tiles * QUERIES
+    start = tl.load(cu_seqlens_ptr + pair).to(tl.int64)
+    length = (tl.load(cu_seqlens_ptr + pair + 1).to(tl.int64) - start).to(tl.int32)
+    if first >= length:
+        return
+    q_ptr = qkv_ptr + start * stride + tl.program_id(1) * D
+    out_ptr += start * out_stride + tl.program_id(1) * D
+    k_ptr, v_ptr = q_ptr + E, q_ptr + 2 * E
+    if length <= _SHORT:
+        _attend(
+            q_ptr, k_ptr, v_ptr, out_ptr, stride, out_stride, 0, length, scale, D, DEPTH, _SHORT, _SHORT, True
+        )
+    elif LONG:
+        _attend(
+            q_ptr,
+            k_ptr,
+            v_ptr,
+            out_ptr,
+            stride,
+            out_stride,
+            first,
+            length,
+            scale,
+            D,
+            DEPTH,
+            QUERIES,
+            KEYS,
+            False,
+        )
+
+
+def packed_attention(
+    qkv: Tensor, cu_seqlens: Tensor, heads: int, *, longest: int | None = None, out: Tensor | None = None
+) -> Tensor:
+    """As `reference.packed_attention`. Without `longest`, cu_seqlens is read back: that waits for the device.
+
+    Raises:
+        ValueError: a tensor is of the wrong shape, dtype, device or stride, or cu_seqlens is not 0 to T.
+    """
+    check("qkv", qkv, (None, None))
+    tokens, hidden = len(qkv), qkv.shape[1] // 3
+    if not (heads > 0 and hidden and qkv.shape[1] == 3 * hidden and hidden % heads == 0):
+        raise ValueError(f"qkv: expected [T, 3E], E divisible by {heads} heads, got shape {list(qkv.shape)}")
+    longest = check_bounds(cu_seqlens, tokens, longest, like=qkv)
+    out = check_out(out, (tokens, hidden), like=qkv)
+    depth = hidden // heads
+    tile = _configure(target(qkv.device), qkv.dtype, depth, longest)
+    tiles = triton.cdiv(longest, tile.queries)
+    launch(
+        _packed_attention_kernel, ((len(cu_seqlens) - 1) * tiles, heads),
+        qkv, cu_seqlens, out, qkv.stride(0), out.stride(0), tiles, depth**-0.5 * _LOG2E,
+        E=hidden, D=depth, DEPTH=max(16, triton.next_power_of_2(depth)),
+        QUERIES=tile.queries, KEYS=tile.keys, LONG=longest > _SHORT.value,
+        num_warps=tile.warps, num_stages=tile.stages, device=qkv.device,
+    )  # fmt: skip
+    return out
+
+
+def cost(*, lengths: list[int], E: int, H: int, s: int, i: int) -> Cost:
+    """What pairs of those lengths cost, their bounds of i bytes, H heads of E / H elements of s bytes."""
+    squares = sum(n * n for n in lengths)
+    return Cost(
+        bytes=s * 4 * sum(lengths) * E + i * (len(lengths) + 1), operations=4 * E * squares + 4 * H * squares
+    )
+
+
+def _configure(device: str, dtype: torch.dtype, depth: int, longest: int) -> _Tile:
+    for devices, size, deepest, most, tile in _TABLE:
+        fits = depth <= deepest and (most is None or longest <= most)
+        if fits and device in devices and size == dtype.itemsize:
+            return tile
+    raise ValueError(f"heads: expected a head size of 256 at most, got {depth}")
