@@ -144,6 +144,15 @@ def _add_pretrain(parser: argparse.ArgumentParser) -> None:
         pretrain.add_arguments(parser)
 
 
+def _add_evaluate(parser: argparse.ArgumentParser) -> None:
+    with _needs("train"):
+        from segue.export import evaluate
+
+        parser.set_defaults(run=evaluate.run, extra="train")
+        evaluate.add_arguments(parser)
+        _add_model(parser)
+
+
 _COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "score": ("score the pairs of a file", _add_score),
     "rank": ("order documents by how well they fit a query", _add_rank),
@@ -151,6 +160,7 @@ _COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "info": ("show what a model is and how it runs here", _add_info),
     "export": ("write a PyTorch checkpoint as a bundle that segue runs", _add_export),
     "pretrain": ("train a BERT on text of your own", _add_pretrain),
+    "evaluate": ("measure a next sentence model on text that it has not seen", _add_evaluate),
 }
 
 

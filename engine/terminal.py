@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 from segue.report import Explanation
 
-__all__ = ["Progress", "describe", "explanation_text"]
+__all__ = ["Progress", "aligned", "describe", "explanation_text"]
 
 
 def explanation_text(seen: Explanation) -> str:
@@ -31,11 +31,11 @@ def explanation_text(seen: Explanation) -> str:
     score = "none, as no label is the positive one" if seen.score is None else f"{seen.score:.6f}"
     return "\n".join(
         [
-            *_aligned([("position", "token", "id", "segment"), *tokens], left=(1,)),
+            *aligned([("position", "token", "id", "segment"), *tokens], left=(1,)),
             "",
             f"{len(tokens)} tokens; truncated: {first} from A, {second} from B",
             "",
-            *_aligned([("label", "logit", "probability"), *labels], left=(0,)),
+            *aligned([("label", "logit", "probability"), *labels], left=(0,)),
             "",
             f"score: {score}",
             "",
@@ -46,7 +46,20 @@ def explanation_text(seen: Explanation) -> str:
 def describe(record: Mapping[str, Any]) -> str:
     """Return a line for each value of a nested record, `key.key  value`."""
     lines = [(name, _printable(value)) for name, value in _flat(record, "")]
-    return "".join(f"{line}\n" for line in _aligned(lines, left=(0, 1)))
+    return "".join(f"{line}\n" for line in aligned(lines, left=(0, 1)))
+
+
+def aligned(rows: Sequence[Sequence[str]], *, left: tuple[int, ...]) -> list[str]:
+    """Return a line for each row, its cells in columns, those of `left` set left and the others right."""
+    widths = [max(map(_width, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = []
+        for place, (cell, width) in enumerate(zip(row, widths, strict=True)):
+            gap = " " * (width - _width(cell))
+            cells.append(cell + gap if place in left else gap + cell)
+        lines.append("  ".join(cells).rstrip())
+    return lines
 
 
 def _flat(record: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, str]]:
@@ -59,19 +72,6 @@ def _flat(record: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, str]]:
         else:
             listed = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
             yield f"{prefix}{key}", listed
-
-
-def _aligned(rows: Sequence[Sequence[str]], *, left: tuple[int, ...]) -> list[str]:
-    """Return a line for each row, its cells in columns, those of `left` set left and the others right."""
-    widths = [max(map(_width, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for row in rows:
-        cells = []
-        for place, (cell, width) in enumerate(zip(row, widths, strict=True)):
-            gap = " " * (width - _width(cell))
-            cells.append(cell + gap if place in left else gap + cell)
-        lines.append("  ".join(cells).rstrip())
-    return lines
 
 
 def _width(text: str) -> int:

@@ -11,23 +11,22 @@ from pathlib import Path
 import numpy as np
 import torch
 from tokenizers import Tokenizer
-from transformers import BertForNextSentencePrediction, BertModel
+from transformers import BertForNextSentencePrediction, BertForPreTraining, BertModel
 
 from segue.export.instances import IS_NEXT, Pair
 from segue.export.tokenizer import read_tokenizer
 from segue.export.training_data import encode_pair
 
 _BATCH = 16
+_Model = BertForNextSentencePrediction | BertForPreTraining
 
 
-def next_probabilities(
-    model: BertForNextSentencePrediction, tokenizer: Tokenizer, pairs: Sequence[Pair]
-) -> np.ndarray:
+def next_probabilities(model: _Model, tokenizer: Tokenizer, pairs: Sequence[Pair]) -> np.ndarray:
     """P(IsNext) of each pair, float32 [N]."""
     return _logits(model, tokenizer, pairs).softmax(-1)[:, IS_NEXT].numpy()
 
 
-def calibrate(model: BertForNextSentencePrediction, tokenizer: Tokenizer, pairs: Sequence[Pair]) -> float:
+def calibrate(model: _Model, tokenizer: Tokenizer, pairs: Sequence[Pair]) -> float:
     """Divide the classifier by the temperature that makes these pairs likeliest, and return it. The order of
     scores and the side of one half that they fall on stay as they were (Guo and others, 2017)."""
     logits = _logits(model, tokenizer, pairs).double()
@@ -41,9 +40,7 @@ def calibrate(model: BertForNextSentencePrediction, tokenizer: Tokenizer, pairs:
     return temperature
 
 
-def seed_scores(
-    model: BertForNextSentencePrediction, tokenizer: Tokenizer, seeds: Sequence[Sequence[str]]
-) -> dict[str, float]:
+def seed_scores(model: _Model, tokenizer: Tokenizer, seeds: Sequence[Sequence[str]]) -> dict[str, float]:
     """P(IsNext) of (first, follower) for the followers after each seed's first text, by follower."""
     pairs = [Pair(first, follower, IS_NEXT, "seed") for first, *rest in seeds for follower in rest]
     scores = next_probabilities(model, tokenizer, pairs)
@@ -68,9 +65,7 @@ def cosines(encoder: Path, pairs: Sequence[Pair]) -> np.ndarray:
 
 
 @torch.no_grad()
-def _logits(
-    model: BertForNextSentencePrediction, tokenizer: Tokenizer, pairs: Sequence[Pair]
-) -> torch.Tensor:
+def _logits(model: _Model, tokenizer: Tokenizer, pairs: Sequence[Pair]) -> torch.Tensor:
     """logits [N, 2], whole pairs up to the model's length, in evaluation mode."""
     training = model.training
     model.eval()
@@ -81,7 +76,8 @@ def _logits(
         rows = order[start : start + _BATCH]
         ids, segments = (_padded([encoded[i][part] for i in rows]) for part in (0, 1))
         mask = _padded([[1] * len(encoded[i][0]) for i in rows])
-        logits[rows] = model(input_ids=ids, token_type_ids=segments, attention_mask=mask).logits
+        read = model.bert(input_ids=ids, token_type_ids=segments, attention_mask=mask)
+        logits[rows] = model.cls.seq_relationship(read.pooler_output)  # the other head would cost much
     model.train(training)
     return logits
 

@@ -1,6 +1,7 @@
-"""A BERT checkpoint fine-tuned on next sentence prediction alone, with pairs drawn endlessly from text.
+"""A BERT checkpoint fine-tuned on next sentence prediction, with pairs of sentences drawn endlessly from
+text, and beside it, if wanted, on masked words.
 
-The way the default model is made; `pretrain` teaches both of BERT's tasks. Options, checks, what is written:
+The way the default model is made; `pretrain` packs instances as BERT did. Options, checks, what is written:
 the loop is in `training`, which needs transformers; this module needs none.
 """
 
@@ -34,7 +35,8 @@ def fine_tune(
     seed: int = 0,
     threads: int | None = None,
     train_words: bool = True,
-    save_minutes: float | None = None,
+    masks: float = 0.0,
+    saves: int = 0,
     watch: Callable[..., dict[str, float]] | None = None,
 ) -> dict[str, Any]:
     """Train, write the checkpoint and `metrics.json` to `out`, return the metrics.
@@ -53,9 +55,11 @@ def fine_tune(
     if len(given) > 1:
         raise InputError(f"expected one of steps, epochs and minutes, got {' and '.join(given)}")
     positive = {"learning_rate": learning_rate, "batch_size": batch_size, "threads": threads}
-    for name, value in {**given, **positive, "save_minutes": save_minutes}.items():
+    for name, value in {**given, **positive}.items():
         if value is not None and not value > 0:
             raise InputError(f"{name}: expected more than 0, got {value}")
+    if not 0 <= masks <= 1:
+        raise InputError(f"masks: expected a share of the batches, 0 to 1, got {masks}")
     draw_pairs(sources, recipe)  # refuses a corpus in which no negative can be drawn
     try:
         from segue.export import training, training_data
@@ -71,7 +75,7 @@ def fine_tune(
     training.set_seed(seed)  # for the head, if it is new
     model, tokenizer = training.load(init, max_tokens=max_tokens)
     batches = training_data.Batches(
-        sources, recipe, tokenizer, batch_size=batch_size, max_tokens=max_tokens, seed=seed
+        sources, recipe, tokenizer, batch_size=batch_size, max_tokens=max_tokens, masks=masks, seed=seed
     )
     metrics = training.train(
         model,
@@ -84,10 +88,15 @@ def fine_tune(
         seed=seed,
         threads=threads,
         train_words=train_words,
-        save_seconds=save_minutes and save_minutes * 60,
+        saves=saves,
         watch=watch,
     )
-    metrics |= {"batch_size": batch_size, "max_tokens": max_tokens, "train_words": train_words}
+    metrics |= {
+        "batch_size": batch_size,
+        "max_tokens": max_tokens,
+        "train_words": train_words,
+        "masks": masks,
+    }
     metrics |= {"sources": {s.name: {"documents": len(s.documents), "share": s.share} for s in sources}}
     metrics |= {"places": places, "recipe": vars(recipe)}
     training.save(model, tokenizer, out)

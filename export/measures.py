@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-__all__ = ["accuracy", "auc", "best_threshold", "calibration_error"]
+__all__ = ["accuracy", "auc", "best_threshold", "calibration_bins", "calibration_error"]
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 
 def accuracy(scores: ArrayLike, truth: ArrayLike, threshold: float = 0.5) -> float:
@@ -41,7 +41,21 @@ def best_threshold(scores: ArrayLike, truth: ArrayLike) -> float:
 def calibration_error(probabilities: ArrayLike, truth: ArrayLike, bins: int = 15) -> float:
     """Expected calibration error: |mean probability - share of positives| over bins of equal width, each
     weighted by the pairs in it (Guo and others 2017, for the positive class)."""
+    counts, probability, share = calibration_bins(probabilities, truth, bins)
+    filled = counts > 0
+    gaps = np.abs(probability - share)[filled] * counts[filled]
+    return float(gaps.sum() / counts.sum())
+
+
+def calibration_bins(
+    probabilities: ArrayLike, truth: ArrayLike, bins: int = 15
+) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
+    """(numbers in each bin, their mean probability, their share of positives), each [bins], of `bins` equal
+    parts of 0 to 1; the last holds 1 itself. The two means of an empty bin are NaN."""
     probabilities, truth = np.asarray(probabilities, dtype=np.float64), np.asarray(truth, dtype=np.float64)
     place = np.minimum((probabilities * bins).astype(int), bins - 1)
-    gaps = np.bincount(place, probabilities - truth, minlength=bins)
-    return float(np.abs(gaps).sum() / len(truth))
+    counts = np.bincount(place, minlength=bins)
+    totals = np.where(counts > 0, counts, np.nan)  # a mean of nothing is NaN, without a warning
+    sums = (np.bincount(place, values, minlength=bins) for values in (probabilities, truth))
+    probability, share = (values / totals for values in sums)
+    return counts, probability, share

@@ -5,7 +5,16 @@ Where its instances come from is `pretraining_data`'s affair, the folder of a ru
 
 from __future__ import annotations
 
-__all__ = ["BertForPreTraining", "evaluate", "load", "new", "rank_zero_first", "set_up", "train"]
+__all__ = [
+    "BertForPreTraining",
+    "LossTrainer",
+    "evaluate",
+    "load",
+    "new",
+    "rank_zero_first",
+    "set_up",
+    "train",
+]
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -77,7 +86,7 @@ def train(
         seed=seed,
     )
     course = Course(instances, steps * args.train_batch_size * args.world_size)
-    trainer = _Trainer(
+    trainer = LossTrainer(
         model=model, args=args, train_dataset=course, data_collator=collate, callbacks=[_Progress()]
     )
     trainer.remove_callback(transformers.PrinterCallback)  # the bar shows what it would print
@@ -164,9 +173,14 @@ class BertForPreTraining(transformers.BertForPreTraining):
     the tokens that have one, one in seven, and gives both losses apart."""
 
     def forward(self, input_ids=None, labels=None, next_sentence_label=None, **inputs):
-        """With labels, a dict of loss, mlm_loss and nsp_loss, scalars; without, what Hugging Face's gives."""
-        if labels is None or next_sentence_label is None:
+        """With both labels, a dict of loss, mlm_loss and nsp_loss, scalars; with next_sentence_label alone,
+        of loss and nsp_loss; without, what Hugging Face's gives."""
+        if next_sentence_label is None:
             return super().forward(input_ids, **inputs)
+        if labels is None:
+            read = self.bert(input_ids, **inputs)
+            loss = cross_entropy(self.cls.seq_relationship(read.pooler_output), next_sentence_label)
+            return {"loss": loss, "nsp_loss": loss}
         words, said, pairs = self.read(input_ids, labels, **inputs)
         # a batch may have no masked token, where every token is [UNK]; the mean would be nan
         mlm = cross_entropy(words, said, reduction="sum") / max(len(said), 1)
@@ -183,28 +197,28 @@ class BertForPreTraining(transformers.BertForPreTraining):
         return words, labels[chosen], self.cls.seq_relationship(read.pooler_output)
 
 
-class _Trainer(Trainer):
-    """Keeps the losses of both tasks apart."""
+class LossTrainer(Trainer):
+    """Keeps the losses of both tasks apart: a log has the mean of each over the batches that taught it."""
 
     def __init__(self, *, model: BertForPreTraining, **options: Any) -> None:
         model.accepts_loss_kwargs = False  # transformers 5.23 would not divide the loss under accumulation
         super().__init__(model=model, **options)
-        self.sums = torch.zeros(len(_TASKS), dtype=torch.float64, device=self.args.device)
-        self.batches = 0
+        self.sums = torch.zeros(2, len(_TASKS), dtype=torch.float64, device=self.args.device)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         outputs = model(**inputs)
-        self.sums += torch.stack([outputs[task].detach().mean().double() for task in _TASKS])
-        self.batches += 1
+        for i, task in enumerate(_TASKS):
+            if task in outputs:
+                self.sums[0, i] += outputs[task].detach().mean().double()
+                self.sums[1, i] += 1
         loss = outputs["loss"].mean()  # of the devices, where there are several
         return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
-            means = self.accelerator.gather((self.sums / self.batches).float()[None]).mean(0)
-            logs |= dict(zip(_TASKS, means.tolist(), strict=True))
+            sums, batches = self.accelerator.gather(self.sums[None]).sum(0)
+            logs |= {task: (s / n).item() for task, s, n in zip(_TASKS, sums, batches, strict=True) if n}
             self.sums.zero_()
-            self.batches = 0
         super().log(logs, start_time)
 
 

@@ -16,26 +16,20 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import (
-    BertConfig,
-    BertForNextSentencePrediction,
-    PrinterCallback,
-    Trainer,
-    TrainerCallback,
-    TrainingArguments,
-    set_seed,
-)
+from transformers import BertConfig, PrinterCallback, TrainerCallback, TrainingArguments, set_seed
 
 from segue.errors import InputError
+from segue.export.pretraining import BertForPreTraining, LossTrainer
+from segue.export.pretraining_data import collate
 from segue.export.tokenizer import read_tokenizer
-from segue.export.training_data import Batches, collate
+from segue.export.training_data import Batches
 
 _WARM_UP = 0.06  # of the run
 _ENDLESS = 10**9  # steps; the clock ends such a run
 
 
 def train(
-    model: BertForNextSentencePrediction,
+    model: BertForPreTraining,
     tokenizer: Tokenizer,
     batches: Batches,
     *,
@@ -46,7 +40,7 @@ def train(
     seed: int,
     threads: int | None,
     train_words: bool,
-    save_seconds: float | None,
+    saves: int,
     watch: Callable[..., dict[str, float]] | None,
 ) -> dict[str, Any]:
     """Train the model in place for that many steps or seconds; how it went is returned."""
@@ -56,8 +50,8 @@ def train(
     _narrow(model.bert.encoder.layer[-1])
     optimizer = torch.optim.AdamW(_groups(model), lr=learning_rate)
     progress = _by_clock(seconds) if seconds else lambda step: step / steps
-    journal = _Journal(batches, tokenizer, progress, out, save_seconds, watch)
-    trainer = Trainer(
+    journal = _Journal(batches, tokenizer, progress, out, saves, watch)
+    trainer = _Trainer(
         model=model,
         args=TrainingArguments(
             output_dir=str(out),
@@ -90,8 +84,8 @@ def train(
     }
 
 
-def load(init: Path, *, max_tokens: int) -> tuple[BertForNextSentencePrediction, Tokenizer]:
-    """The checkpoint with an NSP head, new where it has none, ready to train in float32, and its tokenizer.
+def load(init: Path, *, max_tokens: int) -> tuple[BertForPreTraining, Tokenizer]:
+    """The checkpoint with both heads, new where it has none, ready to train in float32, and its tokenizer.
 
     Dropout is off in the model and stays in its config: a run hardly sees a pair twice, and the random
     numbers would cost a tenth of the time on a CPU.
@@ -112,14 +106,14 @@ def load(init: Path, *, max_tokens: int) -> tuple[BertForNextSentencePrediction,
         raise InputError(f"max_tokens: expected 8 to {config.max_position_embeddings}, got {max_tokens}")
     rates = config.hidden_dropout_prob, config.attention_probs_dropout_prob
     config.hidden_dropout_prob = config.attention_probs_dropout_prob = 0.0
-    model = BertForNextSentencePrediction.from_pretrained(init, config=config, dtype=torch.float32)
+    model = BertForPreTraining.from_pretrained(init, config=config, dtype=torch.float32)
     model.config.hidden_dropout_prob, model.config.attention_probs_dropout_prob = rates
     for parameter in model.parameters():  # else a view of the file, and gone if that is written meanwhile
         parameter.data = parameter.data.clone()
     return model, tokenizer
 
 
-def save(model: BertForNextSentencePrediction, tokenizer: Tokenizer, out: Path) -> None:
+def save(model: BertForPreTraining, tokenizer: Tokenizer, out: Path) -> None:
     """Write a checkpoint folder that transformers and segue load."""
     model.save_pretrained(out)
     tokenizer.save(str(out / "tokenizer.json"))
@@ -138,10 +132,13 @@ def save(model: BertForNextSentencePrediction, tokenizer: Tokenizer, out: Path) 
 
 
 def _narrow(layer: torch.nn.Module) -> None:
-    """Let the last layer compute the row of [CLS] alone: nothing else is read, and it is a seventh of the
-    work of a six-layer model. Exact, and nothing of it is saved with the model."""
+    """Let the last layer compute the row of [CLS] alone where no masked word is asked for: nothing else is
+    read then, and it is a seventh of the work of a six-layer model. Exact, and not saved with the model."""
+    whole = layer.forward
 
-    def forward(hidden: torch.Tensor, attention_mask: torch.Tensor | None = None, *_: Any, **__: Any):
+    def forward(hidden: torch.Tensor, attention_mask: torch.Tensor | None = None, *args: Any, **options: Any):
+        if not layer.narrow:
+            return whole(hidden, attention_mask, *args, **options)
         attention = layer.attention.self
         shape = hidden.shape[0], -1, attention.num_attention_heads, attention.attention_head_size
         cls = hidden[:, :1]
@@ -152,7 +149,15 @@ def _narrow(layer: torch.nn.Module) -> None:
         attended = layer.attention.output(context.transpose(1, 2).flatten(2), cls)
         return layer.output(layer.intermediate(attended), attended)
 
-    layer.forward = forward
+    layer.forward, layer.narrow = forward, True
+
+
+class _Trainer(LossTrainer):
+    """Tells the last layer what is asked of a batch."""
+
+    def compute_loss(self, model, inputs, *args, **options):
+        model.bert.encoder.layer[-1].narrow = "labels" not in inputs
+        return super().compute_loss(model, inputs, *args, **options)
 
 
 def _groups(model: torch.nn.Module) -> list[dict[str, Any]]:
@@ -185,22 +190,19 @@ def _by_clock(seconds: float) -> Callable[[int], float]:
 class _Journal(TrainerCallback):
     """Prints the loss, keeps the curve, writes intermediate checkpoints, ends a run whose time is up."""
 
-    def __init__(self, batches, tokenizer, progress, out, save_seconds, watch) -> None:
+    def __init__(self, batches, tokenizer, progress, out, saves, watch) -> None:
         self.batches, self.tokenizer, self.progress, self.out = batches, tokenizer, progress, out
-        self.save_seconds, self.watch = save_seconds, watch
+        self.saves, self.saved, self.watch = saves, 0, watch
         self.curve: list[dict[str, float]] = []
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
-        self.started = self.saved = time.monotonic()
+        self.started = time.monotonic()
 
     def on_log(self, args, state, control, logs=None, **kwargs) -> None:
         if "loss" in logs:
             seconds = time.monotonic() - self.started
-            point = {
-                "step": state.global_step,
-                "seconds": round(seconds),
-                "loss": round(float(logs["loss"]), 4),
-            }
+            losses = {task: round(logs[task], 4) for task in ("nsp_loss", "mlm_loss") if task in logs}
+            point = {"step": state.global_step, "seconds": round(seconds), **losses}
             self.curve.append(point)
             rate, speed = float(logs["learning_rate"]), self.batches.tokens / seconds
             print(
@@ -208,9 +210,10 @@ class _Journal(TrainerCallback):
             )
 
     def on_step_end(self, args, state, control, model=None, **kwargs) -> None:
-        control.should_training_stop |= self.progress(state.global_step) >= 1
-        if self.save_seconds and time.monotonic() - self.saved >= self.save_seconds:
-            self.saved = time.monotonic()
+        progress = self.progress(state.global_step)
+        control.should_training_stop |= progress >= 1
+        if self.saved < self.saves and progress >= (self.saved + 1) / (self.saves + 1):
+            self.saved += 1
             save(model, self.tokenizer, self.out / f"checkpoint-{state.global_step}")
             if self.watch:
                 print("checkpoint", state.global_step, self.watch(model, self.tokenizer), flush=True)

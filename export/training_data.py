@@ -1,18 +1,20 @@
-"""What a training step sees: drawn pairs as token ids, batched by length, padded. Knows no model."""
+"""What a fine-tuning step sees: drawn pairs as token ids, batched by length, some batches masked. Knows no
+model."""
 
 from __future__ import annotations
 
-__all__ = ["Batches", "collate", "encode_pair"]
+__all__ = ["Batches", "encode_pair"]
 
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any
 
-import torch
+import numpy as np
 from tokenizers import Tokenizer
 from torch.utils.data import IterableDataset
 
 from segue.export.instances import Pair, Recipe, Source, draw_pairs
+from segue.export.masking import Masking, Words, mask_tokens
 
 _GROUP = 32  # batches whose pairs are sorted by length together: little padding, random enough
 
@@ -33,23 +35,12 @@ def encode_pair(tokenizer: Tokenizer, a: str, b: str, max_tokens: int) -> tuple[
     return [cls, *first, sep, *second, sep], [0] * (len(first) + 2) + [1] * (len(second) + 1)
 
 
-def collate(examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-    """Pad a batch to its longest pair. ids, segments, mask: [B, S]; labels: [B]."""
-    longest = max(len(example["input_ids"]) for example in examples)
-
-    def padded(rows: list[list[int]]) -> torch.Tensor:
-        return torch.tensor([row + [0] * (longest - len(row)) for row in rows])
-
-    return {
-        "input_ids": padded([example["input_ids"] for example in examples]),
-        "token_type_ids": padded([example["token_type_ids"] for example in examples]),
-        "attention_mask": padded([[1] * len(example["input_ids"]) for example in examples]),
-        "labels": torch.tensor([example["labels"] for example in examples]),
-    }
-
-
 class Batches(IterableDataset):
-    """Encoded pairs without end, so ordered that each run of batch_size has pairs of about one length."""
+    """Encoded pairs without end, so ordered that each run of batch_size has pairs of about one length.
+
+    An item is what `pretraining_data.Instances` gives: input_ids, token_type_ids, next_sentence_label; and,
+    in the share `masks` of the runs, whole runs each, labels of the words that are hidden.
+    """
 
     def __init__(
         self,
@@ -59,23 +50,30 @@ class Batches(IterableDataset):
         *,
         batch_size: int,
         max_tokens: int,
+        masks: float = 0.0,
         seed: int,
     ) -> None:
         self.sources, self.recipe, self.tokenizer = sources, recipe, tokenizer
-        self.batch_size, self.max_tokens, self.seed = batch_size, max_tokens, seed
+        self.batch_size, self.max_tokens, self.masks, self.seed = batch_size, max_tokens, masks, seed
+        self.words = Words(tokenizer) if masks else None
         self.tokens = 0  # handed out so far
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         size, pairs = self.batch_size, draw_pairs(self.sources, self.recipe, seed=self.seed)
-        order = torch.Generator().manual_seed(self.seed)
+        draw = np.random.default_rng(self.seed)
         while True:
             examples = [self._encode(pair) for pair in islice(pairs, size * _GROUP)]
             examples.sort(key=lambda example: len(example["input_ids"]))
-            for i in torch.randperm(_GROUP, generator=order).tolist():
+            for i in draw.permutation(_GROUP).tolist():
+                masked = self.words is not None and draw.random() < self.masks
                 for example in examples[i * size : (i + 1) * size]:
                     self.tokens += len(example["input_ids"])
-                    yield example
+                    yield self._mask(example, draw) if masked else example
 
     def _encode(self, pair: Pair) -> dict[str, Any]:
         ids, segments = encode_pair(self.tokenizer, pair.a, pair.b, self.max_tokens)
-        return {"input_ids": ids, "token_type_ids": segments, "labels": pair.label}
+        return {"input_ids": ids, "token_type_ids": segments, "next_sentence_label": pair.label}
+
+    def _mask(self, example: dict[str, Any], draw: np.random.Generator) -> dict[str, Any]:
+        seen, labels = mask_tokens(np.array(example["input_ids"]), self.words, Masking(), draw)
+        return {**example, "input_ids": seen, "labels": labels}

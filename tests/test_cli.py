@@ -92,13 +92,20 @@ def test_help_lists_every_command_and_loads_nothing_heavy() -> None:
         "except SystemExit: pass\n"
         "print(*{'torch', 'onnx', 'onnxruntime', 'transformers', 'triton', 'tqdm'} & set(sys.modules))\n"
     )
-    for arguments in (["--help"], ["--version"], ["score", "--help"], ["rank", "-h"], ["info", "-h"]):
+    for arguments in (
+        ["--help"],
+        ["--version"],
+        ["score", "--help"],
+        ["rank", "-h"],
+        ["info", "-h"],
+        ["evaluate", "-h"],
+    ):
         done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
         *said, loaded = done.stdout.split("\n")[:-1]
         assert said
         assert loaded == ""
         if arguments == ["--help"]:
-            for command in ("score", "rank", "explain", "info", "export", "pretrain"):
+            for command in ("score", "rank", "explain", "info", "export", "pretrain", "evaluate"):
                 assert f"\n    {command} " in done.stdout
 
 
@@ -425,9 +432,11 @@ def test_a_description_cannot_move_the_cursor() -> None:
     [
         ("export", ["export", "checkpoint", "out"]),
         ("train", ["pretrain", "--init", "x", "--out", "y", "corpus"]),
+        ("export", ["evaluate", "--model", ".", "corpus"]),
     ],
 )
 def test_a_missing_package_is_named_with_its_extra(extra: str, arguments: list[str], tmp_path: Path) -> None:
+    write(tmp_path / "config.json", b"{}")
     write(tmp_path / "corpus", b"One sentence.\nTwo.\nThree.\n\nFour.\nFive.\nSix.\n")
     code = (
         "import sys\n"

@@ -174,10 +174,11 @@ def test_a_missing_held_out_document_is_noticed(corpora):
 def test_training_sources_and_recipe(corpora):
     sources = training_sources(split(*corpora)[0])
     assert {s.name: round(s.share, 3) for s in sources} == {
-        "articles": 0.6,
-        "Emma": 0.2,
-        "Mansfield Park": 0.2,
+        "articles": 0.5,
+        "Emma": 0.25,
+        "Mansfield Park": 0.25,
     }
     assert RECIPE.positives == 0.5
-    assert [stage.max_tokens for stage in STAGES] == [64, 192]
+    assert [stage.max_tokens for stage in STAGES] == [64, 192, 192]
+    assert STAGES[-1].masks > 0, "the last stage teaches both tasks"
     assert [len(seed) for seed in SEEDS] == [3, 3]

@@ -8,6 +8,7 @@ import random
 import subprocess
 import sys
 import textwrap
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from segue.export.default_model import average
 from segue.export.default_scores import calibrate, cosines, next_probabilities
 from segue.export.fine_tuning import fine_tune
 from segue.export.instances import Pair, Recipe, Source, draw_pairs
+from segue.export.masking import IGNORED
 
 WORDS = [f"w{i:02d}" for i in range(24)]
 
@@ -69,20 +71,21 @@ def test_the_loop_learns_and_what_it_writes_loads(init, sources, tmp_path):
         init=init,
         out=tmp_path,
         recipe=Recipe(sides=(1,)),
-        steps=200,
-        learning_rate=5e-3,
+        steps=300,
+        learning_rate=2e-3,
         batch_size=32,
         max_tokens=16,
         threads=1,
     )
-    assert metrics["steps"] == 200
-    assert metrics["pairs"] == 200 * 32
-    assert metrics["curve"][-1]["loss"] < 0.1 < metrics["curve"][0]["loss"]
+    assert metrics["steps"] == 300
+    assert metrics["pairs"] == 300 * 32
+    assert metrics["curve"][-1]["nsp_loss"] < 0.1 < metrics["curve"][0]["nsp_loss"]
+    assert "mlm_loss" not in metrics["curve"][0]
     assert json.loads((tmp_path / "metrics.json").read_text()) == json.loads(json.dumps(metrics))
 
+    assert json.loads((tmp_path / "config.json").read_text())["architectures"] == ["BertForPreTraining"]
     model = transformers.AutoModelForNextSentencePrediction.from_pretrained(tmp_path).eval()
     assert type(model) is transformers.BertForNextSentencePrediction
-    assert json.loads((tmp_path / "config.json").read_text())["architectures"] == [type(model).__name__]
     assert model.config.hidden_dropout_prob == 0.1, "dropout is off in training only"
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
     batch = tokenizer(["w03 w03.", "w03"], ["w03.", "w05 w05."], return_tensors="pt", padding=True)
@@ -95,6 +98,66 @@ def test_the_loop_learns_and_what_it_writes_loads(init, sources, tmp_path):
     assert file["padding"] is None
     assert (tmp_path / "vocab.txt").read_text().split("\n")[2:6] == ["[CLS]", "[SEP]", "[MASK]", "."]
     assert tokenizer.model_max_length == 64
+
+
+def test_masked_words_are_learnt_beside(init, sources, tmp_path):
+    metrics = fine_tune(
+        sources,
+        init=init,
+        out=tmp_path,
+        recipe=Recipe(sides=(1,)),
+        steps=160,
+        learning_rate=5e-3,
+        batch_size=32,
+        max_tokens=16,
+        masks=0.5,
+        threads=1,
+    )
+    first, last = metrics["curve"][0], metrics["curve"][-1]
+    assert last["mlm_loss"] < 0.8 * first["mlm_loss"], "the words that are left tell the hidden one"
+    assert last["nsp_loss"] < 0.8 * first["nsp_loss"]
+    _, report = transformers.BertForPreTraining.from_pretrained(tmp_path, output_loading_info=True)
+    assert not report["missing_keys"]
+
+
+def test_whole_batches_are_masked_as_bert_does(init, sources):
+    _, tokenizer = training.load(init, max_tokens=32)
+    options = {"batch_size": 8, "max_tokens": 32, "seed": 0}
+    items = list(
+        islice(training_data.Batches(sources, Recipe(), tokenizer, masks=0.3, **options), 8 * 32 * 20)
+    )
+    masked = ["labels" in item for item in items]
+    runs = [set(masked[start : start + 8]) for start in range(0, len(masked), 8)]
+    assert all(len(run) == 1 for run in runs)
+    share = sum(run == {True} for run in runs) / len(runs)
+    assert abs(share - 0.3) < 4 * (0.3 * 0.7 / len(runs)) ** 0.5
+    mask = tokenizer.token_to_id("[MASK]")
+    for item in items:
+        if "labels" not in item:
+            assert mask not in item["input_ids"]
+            continue
+        hidden = item["labels"] != IGNORED
+        assert hidden.sum() == max(1, round(0.15 * len(hidden)))
+        assert (item["input_ids"][~hidden] != mask).all()
+        assert tokenizer.token_to_id("[SEP]") not in item["labels"]
+
+
+def test_the_last_layer_is_whole_where_words_are_asked_for(init):
+    model, _ = training.load(init, max_tokens=32)
+    ids = torch.tensor([[2, 5, 6, 3, 7, 3]])
+    labels = torch.full_like(ids, IGNORED)
+    labels[0, 4] = 8
+    wanted = {"labels": labels, "next_sentence_label": torch.tensor([0])}
+    whole = model(ids, **wanted)
+    training._narrow(model.bert.encoder.layer[-1])
+    model.bert.encoder.layer[-1].narrow = False
+    assert {name: loss.item() for name, loss in model(ids, **wanted).items()} == {
+        name: loss.item() for name, loss in whole.items()
+    }
+    model.bert.encoder.layer[-1].narrow = True
+    alone = model(ids, next_sentence_label=torch.tensor([0]))
+    assert set(alone) == {"loss", "nsp_loss"}
+    assert torch.allclose(alone["nsp_loss"], whole["nsp_loss"], atol=1e-6)
 
 
 def test_same_seed_same_weights(init, sources, tmp_path):
@@ -123,7 +186,7 @@ def test_frozen_words_and_intermediate_checkpoints(init, sources, tmp_path, caps
         batch_size=4,
         max_tokens=16,
         train_words=False,
-        save_minutes=0.005,
+        saves=3,
         watch=watch,
     )
     before = transformers.BertModel.from_pretrained(init).state_dict()
@@ -134,7 +197,7 @@ def test_frozen_words_and_intermediate_checkpoints(init, sources, tmp_path, caps
         before["embeddings.position_embeddings.weight"], after["embeddings.position_embeddings.weight"]
     )
     checkpoints = list(tmp_path.glob("checkpoint-*"))
-    assert 1 <= len(checkpoints) == len(seen) <= 6
+    assert len(checkpoints) == len(seen) == 3
     assert seen[0] == ["[CLS]", "w01", "[SEP]"]
     assert "{'seen': 1.0}" in capsys.readouterr().out
     transformers.BertForNextSentencePrediction.from_pretrained(checkpoints[0])
@@ -216,6 +279,7 @@ def test_it_is_imported_without_torch_and_says_what_is_missing(tmp_path):
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
+        ({"masks": 1.5}, "masks: expected a share of the batches, 0 to 1, got 1.5"),
         ({"steps": 1, "minutes": 1}, "one of steps, epochs and minutes, got steps and minutes"),
         ({"steps": 0}, "steps: expected more than 0, got 0"),
         ({"learning_rate": -1.0}, "learning_rate"),
@@ -280,7 +344,9 @@ def test_probabilities_and_cosines_are_transformers_own(init):
     for pair, score, cosine in zip(pairs, found, cosines(init, pairs), strict=True):
         ids, segments = training_data.encode_pair(tokenizer, pair.a, pair.b, 32)
         with torch.no_grad():
-            logits = model.eval()(torch.tensor([ids]), token_type_ids=torch.tensor([segments])).logits
+            logits = model.eval()(
+                torch.tensor([ids]), token_type_ids=torch.tensor([segments])
+            ).seq_relationship_logits
             a, b = (
                 encoder(torch.tensor([tokenizer.encode(side).ids])).last_hidden_state[0].mean(0)
                 for side in (pair.a, pair.b)

@@ -1,0 +1,99 @@
+"""How good the default model is: calibrated on documents to tune on, measured on those held out, beside what
+the encoder's own cosine says without any training. PyTorch alone takes part, no engine."""
+
+from __future__ import annotations
+
+__all__ = ["learning_curve", "measure", "measure_cosine"]
+
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+from segue.export.corpus import Document
+from segue.export.default_scores import calibrate, cosines, next_probabilities
+from segue.export.evaluation import KINDS, PairSet, drawn_set, measured, packed_set
+from segue.export.instances import Recipe, Source, draw_pairs
+from segue.export.measures import accuracy, auc, best_threshold
+from segue.export.pretraining import evaluate
+from segue.export.pretraining_data import Instances
+from segue.export.token_store import write_tokens
+from segue.export.training import load, save
+
+
+def measure(
+    folder: Path, tune: Sequence[Source], held_out: dict[str, list[Document]], *, pairs: int
+) -> dict[str, Any]:
+    """Calibrate the checkpoint in `folder` on the documents to tune on, then measure it on those held out,
+    with one to three sentences a side, and on BERT's own packing of all of them to 128 tokens."""
+    model, tokenizer = load(folder, max_tokens=512)
+    known = list(islice(draw_pairs(tune, Recipe(), seed=1), pairs))
+    temperature = calibrate(model, tokenizer, known)
+    save(model, tokenizer, folder)
+    with TemporaryDirectory() as work:
+        everything = [document for documents in held_out.values() for document in documents]
+        store = write_tokens(everything, tokenizer, Path(work))
+        sets = {
+            **_judged(held_out, pairs),
+            "all documents, BERT's packing to 128 tokens": packed_set(
+                store, tokenizer, pairs=pairs, max_tokens=128
+            ),
+        }
+        words = evaluate(model, Instances(store, tokenizer, max_tokens=128), pairs)
+    found = {name: _measured(next_probabilities(model, tokenizer, s.pairs), s) for name, s in sets.items()}
+    return {
+        "temperature": temperature,
+        "measured": found,
+        "masked_words": {name: words[name] for name in ("masked_tokens", "mlm_accuracy", "mlm_loss")},
+    }
+
+
+def measure_cosine(encoder: Path, train: dict, held_out: dict, *, pairs: int) -> dict[str, Any]:
+    """The zero-training baseline on the same pairs, its threshold chosen on training documents."""
+    novels = [chapter for name, chapters in train.items() if name != "articles" for chapter in chapters]
+    alike = {name: train["articles"] if name == "articles" else novels for name in held_out}
+    known, measured = _judged(alike, pairs // 2, seed=1), {}
+    for name, judged in _judged(held_out, pairs).items():
+        threshold = best_threshold(cosines(encoder, known[name].pairs), known[name].truth)
+        scores = cosines(encoder, judged.pairs)
+        measured[name] = {
+            "accuracy": round(accuracy(scores, judged.truth, threshold), 4),
+            "auc": round(auc(scores, judged.truth), 4),
+            "threshold": round(threshold, 4),
+        }
+    return measured
+
+
+def learning_curve(
+    course: Sequence[tuple[int, Path]], tune: dict[str, list[Document]], *, pairs: int
+) -> list[dict[str, Any]]:
+    """Accuracy on the documents to tune on after so many pairs: was the training long enough?"""
+    novels = [chapter for name, chapters in tune.items() if name != "articles" for chapter in chapters]
+    sets = _judged({"articles": tune["articles"], "novels": novels}, pairs)
+    curve = []
+    for seen, checkpoint in course:
+        model, tokenizer = load(checkpoint, max_tokens=512)
+        told = {
+            name: round(accuracy(next_probabilities(model, tokenizer, s.pairs), s.truth), 4)
+            for name, s in sets.items()
+        }
+        curve.append({"pairs": seen, **told})
+    return curve
+
+
+def _judged(documents: dict[str, list[Document]], pairs: int, *, seed: int = 0) -> dict[str, PairSet]:
+    """A set of pairs for each source and each kind of negative, half of the pairs being IsNext."""
+    drawn = {
+        f"{source}, {kind}": drawn_set(found, kind, pairs=pairs, sides=3, seed=seed)
+        for source, found in documents.items()
+        for kind in KINDS
+    }
+    return {name: found for name, found in drawn.items() if isinstance(found, PairSet)}
+
+
+def _measured(probabilities: np.ndarray, judged: PairSet) -> dict[str, Any]:
+    found = measured(probabilities, judged.truth, np.zeros(len(judged.pairs), dtype=bool))
+    return {name: found[name] for name in ("pairs", "accuracy", "auc", "calibration_error")}
