@@ -1,6 +1,8 @@
 """Every op of the graph: an eager PyTorch twin in `reference`, a Triton kernel beside it.
 
-Each op is imported when it is first asked for, since the kernels need triton and the twins do not.
+Each op is imported when it is first asked for, since the kernels need triton and the twins do not. For models
+that are compiled or exported, `import segue.kernels.library` makes them PyTorch operators of the same names:
+`torch.ops.segue.packed_attention` and so on.
 """
 
 from __future__ import annotations

@@ -3,10 +3,10 @@
 Bound by memory: each key and value is read once and used once, so no matrix unit would help. s being the
 bytes of an element, i those of a bound:
 
-    bytes = s * (2 * T * E + 2 * B * E) + i * (B + 1)
+    bytes = s * E * (2 * T + B + sum(n > 0 for n in lengths)) + i * (B + 1)
     operations = 4 * T * E + 4 * T * H
 
-(of the queries, those of empty pairs are not read.) A program has one pair and a few heads, whose keys lie
+(the query of an empty pair is not read). A program has one pair and a few heads, whose keys lie
 side by side, and passes over them block after block. The block is the same in every row of the table, so
 the order in which a row is summed depends on its own pair alone.
 """
@@ -62,7 +62,7 @@ def _cls_attention_kernel(
         total = total * fade + tl.sum(power, axis=0)
         context = context * fade[:, None] + tl.sum(power[:, :, None] * v, axis=0)
         most = larger
-    context = tl.where(length > 0, context / total[:, None], 0.0)
+    context = context / tl.where(length > 0, total, 1.0)[:, None]
     out_ptrs = out_ptr + pair.to(tl.int64) * out_stride + column
     tl.store(out_ptrs, context.to(out_ptr.dtype.element_ty), mask=mask)
 
@@ -107,6 +107,6 @@ def cost(*, lengths: list[int], E: int, H: int, s: int, i: int) -> Cost:
     """What pairs of those lengths cost, their bounds of i bytes, H heads of E / H elements of s bytes."""
     tokens, pairs = sum(lengths), len(lengths)
     return Cost(
-        bytes=s * (2 * tokens * E + 2 * pairs * E) + i * (pairs + 1),
+        bytes=s * E * (2 * tokens + pairs + sum(n > 0 for n in lengths)) + i * (pairs + 1),
         operations=4 * tokens * E + 4 * tokens * H,
     )

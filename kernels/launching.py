@@ -14,13 +14,16 @@ from typing import Any, NamedTuple
 
 import torch
 import triton
-from triton.runtime.interpreter import InterpretedFunction
+
+from segue.kernels.interpreter import mend
 
 # Names in the launch tables, and the shared memory that a program may have there, in bytes. A device that is
 # none of these takes the table of the nearest that it can run: sm_86, sm_89 and sm_120 that of sm_80, whose
 # configurations therefore stay within their 101,376 bytes.
 TARGETS = {"sm_80": 101_376, "sm_90": 232_448, "sm_100": 232_448, "gfx942": 65_536}
-INTERPRETED = isinstance(triton.jit(lambda: None), InterpretedFunction)
+INTERPRETED = triton.knobs.runtime.interpret  # as `triton.jit` reads it
+if INTERPRETED:
+    mend()
 
 
 class Cost(NamedTuple):

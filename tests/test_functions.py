@@ -1,4 +1,5 @@
-"""Each op's ONNX function, run by onnxruntime and by onnx's ReferenceEvaluator, equals its twin."""
+"""The three bodies of each op give the same: the ONNX function, run by onnxruntime and by onnx's
+ReferenceEvaluator, the eager twin, and the Triton kernel, interpreted."""
 
 from __future__ import annotations
 
@@ -10,23 +11,25 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from kernel_tools import launches
 from numpy.typing import NDArray
 from onnx import helper
 from onnx.reference import ReferenceEvaluator
 
+from segue import kernels
 from segue.export.functions import OPSET, function_protos
 from segue.export.ops import DOMAIN, VERSION
 from segue.kernels import reference
 
 FUNCTIONS = {function.name: function for function in function_protos()}
-TWINS: dict[str, Callable[..., torch.Tensor]] = {
-    "Embed": reference.embed,
-    "PackedAttention": reference.packed_attention,
-    "ClsAttention": reference.cls_attention,
-    "LinearGelu": reference.linear_gelu,
-    "AddLayerNorm": reference.add_layer_norm,
-    "Softmax": reference.softmax,
-    "PoolClassify": reference.pool_classify,
+PYTHON = {
+    "Embed": "embed",
+    "PackedAttention": "packed_attention",
+    "ClsAttention": "cls_attention",
+    "LinearGelu": "linear_gelu",
+    "AddLayerNorm": "add_layer_norm",
+    "Softmax": "softmax",
+    "PoolClassify": "pool_classify",
 }
 
 
@@ -90,11 +93,20 @@ CASES: list[tuple[str, list[NDArray[Any]], dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize("runtime", [_with_onnxruntime, _with_reference])
-@pytest.mark.parametrize(
+each_case = pytest.mark.parametrize(
     ("name", "arrays", "attributes"), CASES, ids=[f"{case[0]}-{i}" for i, case in enumerate(CASES)]
 )
-def test_a_function_is_its_twin(
+each_runtime = pytest.mark.parametrize("runtime", [_with_onnxruntime, _with_reference])
+
+
+def _same(found: NDArray[np.float32], expected: NDArray[np.float32]) -> None:
+    assert found.shape == expected.shape
+    assert np.abs(found - expected).max() <= 2e-6 * max(1, np.abs(expected).max())
+
+
+@each_runtime
+@each_case
+def test_a_function_is_its_twin_and_its_kernel(
     name: str,
     arrays: list[NDArray[Any]],
     attributes: dict[str, Any],
@@ -102,12 +114,15 @@ def test_a_function_is_its_twin(
 ) -> None:
     feed = dict(zip(FUNCTIONS[name].input, arrays, strict=True))
     found = runtime(_model(name, arrays, attributes), feed)
-    expected = TWINS[name](*map(torch.from_numpy, arrays), *attributes.values()).numpy()
-    assert found.shape == expected.shape
-    assert np.abs(found - expected).max() <= 2e-6 * max(1, np.abs(expected).max())
+    arguments = [*map(torch.from_numpy, arrays), *attributes.values()]
+    _same(found, getattr(reference, PYTHON[name])(*arguments).numpy())
+    with launches() as made:
+        kernel = getattr(kernels, PYTHON[name])(*arguments)
+    assert len(made) == 1
+    _same(kernel.numpy(), found)
 
 
 def test_every_function_is_tested_and_uses_standard_operators_alone() -> None:
-    assert set(FUNCTIONS) == set(TWINS) == {name for name, _, _ in CASES}
+    assert set(FUNCTIONS) == set(PYTHON) == {name for name, _, _ in CASES}
     for function in FUNCTIONS.values():
         assert {node.domain for node in function.node} == {""}

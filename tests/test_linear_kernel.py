@@ -1,0 +1,163 @@
+"""The products' kernel, interpreted: linear with and without a residual, and LinearGelu."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from interpreted import fixed_order, traffic
+from kernel_tools import DTYPES, Fence, assert_op_as_exact, launches, stated_cost
+from torch import Tensor
+
+from segue.kernels import linear, linear_gelu
+from segue.kernels.launching import TARGETS
+
+MODULE = importlib.import_module("segue.kernels._linear")
+OPS = {"linear": linear, "linear, residual": linear, "linear_gelu": linear_gelu}
+
+
+def _inputs(op: str, rows: int, depth: int, columns: int, dtype: torch.dtype) -> list[Tensor]:
+    torch.manual_seed(rows + depth + columns)
+    x, weight, bias = torch.randn(rows, depth), torch.randn(columns, depth), torch.randn(columns)
+    residual = [torch.randn(rows, columns)] if op == "linear, residual" else []
+    return [t.to(dtype) for t in (x, weight / depth**0.5, bias, *residual)]
+
+
+def _measure(op: str, rows: int, depth: int, columns: int, dtype: torch.dtype) -> dict[str, Any]:
+    """Run it between fences and hold it to the twin and the poison; the launch's options."""
+    inputs, fence = _inputs(op, rows, depth, columns, dtype), Fence()
+    fenced, out = [fence.put(x) for x in inputs], fence.out((rows, columns), dtype)
+    with launches() as made:
+        assert OPS[op](*fenced, out=out) is out
+    fence.check()
+    assert [launch.kernel for launch in made] == ["_linear_kernel"]
+    assert_op_as_exact(out, op.partition(",")[0], *inputs)
+    return made[0].options
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize(("rows", "depth", "columns"), [(33, 64, 70), (31, 40, 64)])
+def test_it_touches_what_it_says(op: str, rows: int, depth: int, columns: int) -> None:
+    fence = Fence()
+    fenced = [fence.put(x) for x in _inputs(op, rows, depth, columns, torch.float16)]
+    out = fence.out((rows, columns), torch.float16)
+    with traffic(*fence.tensors) as meter:
+        OPS[op](*fenced, out=out)
+    extra = {"residual": int(op == "linear, residual"), "gelu": int(op == "linear_gelu")}
+    cost = MODULE.cost(R=rows, K=depth, N=columns, s=2, **extra)
+    assert meter.read + meter.written == cost.bytes
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize(("rows", "depth", "columns"), [(33, 64, 192), (31, 40, 70), (1, 8, 1)])
+def test_as_exact_as_it_may_be(op: str, rows: int, depth: int, columns: int, dtype: torch.dtype) -> None:
+    _measure(op, rows, depth, columns, dtype)
+
+
+@pytest.mark.parametrize(("op", "depth"), [
+    ("linear", 384), ("linear_gelu", 768), ("linear, residual", 1536), ("linear", 1024), ("linear", 3072),
+])  # fmt: skip
+def test_the_depths_of_real_models(op: str, depth: int) -> None:
+    _measure(op, 33, depth, 100, torch.float16)
+
+
+def test_every_tile_of_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = set()
+    for target in TARGETS:
+        monkeypatch.setattr(MODULE, "target", lambda device, target=target: target)
+        for dtype in (torch.float16, torch.float32):
+            for rows in (20, 257, 2049):
+                tile = MODULE._configure(target, dtype, rows)
+                if tile not in taken:
+                    taken.add(tile)
+                    options = _measure("linear", rows, 24, 40, dtype)
+                    assert [options[name] for name in ("ROWS", "COLUMNS", "DEPTH")] == list(tile[:3])
+    assert taken == {line[-1] for line in MODULE._TABLE}
+
+
+def test_the_table_sums_every_row_alike() -> None:
+    for target in TARGETS:
+        for size in (2, 4):
+            assert len({tile.depth for t, s, _, tile in MODULE._TABLE if (t, s) == (target, size)}) == 1
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_row_has_the_same_bits_whatever_the_batch(dtype: torch.dtype) -> None:
+    """With the interpreter's products in a fixed order, in place of NumPy's BLAS; through both tiles."""
+    x, weight, bias = _inputs("linear", 300, 72, 40, dtype)
+    with fixed_order():
+        together = linear_gelu(x, weight, bias)
+        for rows in (slice(0, 1), slice(17, 60), slice(299, 300)):
+            assert torch.equal(linear_gelu(x[rows], weight, bias), together[rows])
+
+
+def test_the_walk_over_tiles_visits_each_once() -> None:
+    """More rows of tiles than a group has, and not a multiple of it."""
+    assert _measure("linear", 700, 16, 130, torch.float32)["GROUP"] < 700 / 64
+
+
+@settings(max_examples=12, deadline=None, derandomize=True)
+@given(
+    op=st.sampled_from(sorted(OPS)),
+    rows=st.integers(4, 100),
+    depth=st.integers(1, 100),
+    columns=st.integers(4, 100),
+    dtype=st.sampled_from(DTYPES),
+)
+def test_any_shape(op: str, rows: int, depth: int, columns: int, dtype: torch.dtype) -> None:
+    _measure(op, rows, depth, columns, dtype)
+
+
+def test_nothing_is_rounded_before_the_residual_is_added() -> None:
+    step = 2.0**-10  # of float16 at 1
+    x, weight = torch.ones(1, 2).half(), torch.tensor([[1, step / 2]]).half()
+    found = linear(x, weight, torch.zeros(1).half(), torch.full((1, 1), step / 2).half())
+    assert found.item() == 1 + step
+
+
+def test_the_residual_may_be_where_the_result_goes() -> None:
+    x, weight, bias, residual = _inputs("linear, residual", 70, 64, 64, torch.float32)
+    expected = linear(x, weight, bias, residual)
+    assert linear(x, weight, bias, residual, out=residual) is residual
+    assert torch.equal(residual, expected)
+
+
+def test_no_rows_launch_nothing() -> None:
+    with launches() as made:
+        assert linear(torch.zeros(0, 8), torch.zeros(3, 8), torch.zeros(3)).shape == (0, 3)
+    assert not made
+
+
+@pytest.mark.parametrize("extra", [{}, {"residual": 1}, {"gelu": 1}])
+def test_the_docstring_states_the_cost(extra: dict[str, int]) -> None:
+    letters = {"R": 100, "K": 384, "N": 1536, "s": 2, "residual": 0, "gelu": 0} | extra
+    assert stated_cost(MODULE, **letters) == MODULE.cost(**letters)
+
+
+BAD: dict[str, tuple[dict[str, Any], str]] = {
+    "dtype": ({"x": torch.zeros(4, 8, dtype=torch.int32)}, "x: expected float16, bfloat16 or float32"),
+    "strides": ({"x": torch.zeros(8, 4).T}, "x: expected a contiguous last axis"),
+    "weight's depth": ({"weight": torch.zeros(6, 7)}, r"weight: expected shape \[any, 8\]"),
+    "weight's dtype": ({"weight": torch.zeros(6, 8).half()}, "weight: expected float32"),
+    "weight's device": ({"weight": torch.zeros(6, 8, device="meta")}, "weight: expected it on cpu"),
+    "weight's strides": ({"weight": torch.zeros(8, 6).T}, "weight: expected a contiguous last axis"),
+    "bias": ({"bias": torch.zeros(5)}, r"bias: expected shape \[6\]"),
+    "residual": ({"residual": torch.zeros(4, 5)}, r"residual: expected shape \[4, 6\]"),
+    "residual's dtype": ({"residual": torch.zeros(4, 6).half()}, "residual: expected float32"),
+    "out": ({"out": torch.zeros(3, 6)}, r"out: expected shape \[4, 6\]"),
+    "gradient": ({"bias": torch.zeros(6, requires_grad=True)}, "bias: requires a gradient"),
+}
+
+
+@pytest.mark.parametrize("wrong", BAD)
+def test_what_is_wrong_is_said_before_any_launch(wrong: str) -> None:
+    change, message = BAD[wrong]
+    arguments = {"x": torch.zeros(4, 8), "weight": torch.zeros(6, 8), "bias": torch.zeros(6)} | change
+    with launches() as made, pytest.raises(ValueError, match=f"^{message}"):
+        linear(**arguments)
+    assert not made
