@@ -1,0 +1,207 @@
+"""Choose the launch tables of the kernels by measurement on the GPU that is there, and print them.
+
+    python bench/tune.py [--op linear] [--out FILE] [--smoke]
+
+For every line of a table, each candidate is timed on the shapes that the line serves, in MiniLM-L6's sizes
+and in BERT-base's; the one with the least sum of times, each relative to the best of its shape, wins. What
+fixes the order in which a row is summed (the depth of a product's tile, the keys of a block) is the same in
+all lines of one element size: lines are chosen for each such value, and the value with the least time is
+taken. The choice is printed; to put it into the kernel's file is a deliberate act, since scores change in
+their last bits with it. A candidate that does not compile, or whose result is not the twin's, is out.
+
+Chosen are the tables of the products, of attention and of the LayerNorms, for 16-bit elements. `--smoke`
+tries two candidates a line on toy shapes, interpreted, to see that the script works: it measures nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from importlib import import_module
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest.mock import patch
+
+if "--smoke" in sys.argv:
+    os.environ["TRITON_INTERPRET"] = "1"
+
+import torch
+import triton
+from torch import Tensor
+
+from segue import kernels
+from segue.kernels import reference
+from segue.kernels.launching import INTERPRETED, TARGETS, target
+
+MODELS = ((384, 12, 1536), (768, 12, 3072))  # hidden size, heads, feed-forward size
+ROWS = {256: (64, 256), 2048: (512, 2048), None: (8192, 32768)}  # of a line: tokens it is timed on
+PAIRS = {32: 24, 64: 60, None: 200}  # of a line: the pairs' length it is timed on
+
+
+class Table(NamedTuple):
+    """A table to choose. lines: what a line serves. orders: the values that all lines share. candidates: of
+    an order. use: the module and name that choose, and how a candidate becomes what they give. calls: of a
+    line, the op's name and arguments."""
+
+    name: str
+    lines: tuple[Any, ...]
+    orders: tuple[Any, ...]
+    candidates: Callable[[Any], Iterator[tuple[int, ...]]]
+    use: Callable[[tuple[int, ...]], ExitStack]
+    calls: Callable[[Any], Iterator[tuple[str, tuple[Any, ...], dict[str, Any]]]]
+
+
+def main() -> None:
+    """Choose every table, or the one that was named."""
+    arguments = _parser().parse_args()
+    device = "cpu" if arguments.smoke else "cuda"
+    if not arguments.smoke and not torch.cuda.is_available():
+        sys.exit("tune: no GPU here; --smoke tries the script without one")
+    tables = [t for t in _tables(device, arguments.smoke) if arguments.op in (None, t.name.split(",")[0])]
+    chosen = {}
+    for table in tables:
+        chosen[table.name] = choose(table, arguments.smoke)
+        for line, found in chosen[table.name].items():
+            print(f"{table.name}, up to {line}: {found['candidate']}  # {found['times']}", flush=True)
+    record = {
+        "device": torch.cuda.get_device_name() if device == "cuda" else "interpreted",
+        "target": target(torch.device(device, 0)),
+        "versions": {"torch": torch.__version__, "triton": triton.__version__},
+        "date": time.strftime("%Y-%m-%d"),
+        "tables": chosen,
+    }
+    if arguments.out:
+        Path(arguments.out).write_text(json.dumps(record, indent=1) + "\n")
+
+
+def choose(table: Table, smoke: bool) -> dict[str, Any]:
+    """The best candidate of each line, under the best of the orders."""
+    best: tuple[float, dict[str, Any]] = (float("inf"), {})
+    for order in table.orders:
+        candidates = list(table.candidates(order))[: 2 if smoke else None]
+        lines, total = {}, 0.0
+        for line in table.lines:
+            calls = list(table.calls(line))
+            times = {c: measure(table, c, calls) for c in candidates}
+            times = {c: found for c, found in times.items() if found}
+            if not times:
+                break
+            fastest = [min(found[i] for found in times.values()) for i in range(len(calls))]
+            lost = {c: sum(t / f for t, f in zip(found, fastest, strict=True)) for c, found in times.items()}
+            winner = min(lost, key=lost.__getitem__)
+            total += sum(times[winner])
+            shown = ", ".join(f"{1e6 * t:.1f} us" for t in times[winner])
+            lines[str(line)] = {"candidate": winner, "times": shown, "tried": len(candidates)}
+        else:
+            best = min(best, (total, lines), key=lambda entry: entry[0])
+    return best[1]
+
+
+def measure(table: Table, candidate: tuple[int, ...], calls: list[Any]) -> list[float] | None:
+    """Seconds of each call, or None where the candidate does not compile, or is wrong."""
+    with table.use(candidate):
+        try:
+            for op, arguments, options in calls:
+                found = getattr(kernels, op)(*arguments, **options)
+                expected = getattr(reference, op)(*arguments, **options)
+                if not torch.allclose(found.float(), expected.float(), atol=2e-2, rtol=2e-2):
+                    return None
+            return [_seconds(getattr(kernels, op), *call) for op, *call in calls]
+        except (triton.CompilationError, triton.OutOfResources, RuntimeError) as error:
+            print(f"{table.name} {candidate}: {type(error).__name__}", file=sys.stderr)
+            return None
+
+
+def _seconds(op: Callable[..., Tensor], arguments: tuple[Any, ...], options: dict[str, Any]) -> float:
+    if INTERPRETED:
+        return 1.0  # nothing is measured
+    out = op(*arguments, **options)
+    return triton.testing.do_bench(lambda: op(*arguments, **options, out=out), warmup=5, rep=20) / 1e3
+
+
+def _tables(device: str, smoke: bool) -> Iterator[Table]:
+    """All tables, for 16-bit elements; float32 runs outside of the matrix units and is not tuned."""
+    linear, attention, normal = (
+        import_module(f"segue.kernels.{name}") for name in ("_linear", "_packed_attention", "normalize")
+    )
+    embed, add_layer_norm = (import_module(f"segue.kernels.{name}") for name in ("_embed", "_add_layer_norm"))
+    models = ((64, 2, 128),) if smoke else MODELS
+    name = target(torch.device(device, 0))
+    assert name in TARGETS
+
+    def make(*shape: int) -> Tensor:
+        return torch.randn(shape, device=device, dtype=torch.float16) / shape[-1] ** 0.5
+
+    def products(line: int | None) -> Iterator[tuple[str, tuple[Any, ...], dict[str, Any]]]:
+        for (hidden, _, wide), rows in product(models, (20,) if smoke else ROWS[line]):
+            for op, depth, columns in (
+                ("linear", hidden, 3 * hidden), ("linear_gelu", hidden, wide), ("linear", wide, hidden),
+            ):  # fmt: skip
+                yield op, (make(rows, depth), make(columns, depth), make(columns)), {}
+
+    def attentions(line: int | None) -> Iterator[tuple[str, tuple[Any, ...], dict[str, Any]]]:
+        length = PAIRS[line]
+        pairs = 2 if smoke else 16384 // length
+        for hidden, heads, _ in models:
+            bounds = torch.arange(pairs + 1, device=device, dtype=torch.int32) * length
+            yield "packed_attention", (make(pairs * length, 3 * hidden), bounds, heads), {"longest": length}
+
+    def norms(line: int | None) -> Iterator[tuple[str, tuple[Any, ...], dict[str, Any]]]:
+        for (hidden, _, _), rows in product(models, (20,) if smoke else ROWS[2048 if line else None]):
+            x = make(rows, hidden)
+            yield "add_layer_norm", (x, x, make(hidden), make(hidden), 1e-12), {}
+
+    least = 64 if name in ("sm_90", "sm_100") else 16  # rows that the asynchronous units take
+    yield Table(
+        "linear", tuple(ROWS), (64,) if smoke else (32, 64, 128),
+        lambda depth: (
+            (r, c, depth, w, s)
+            for r, c, w, s in product((32, 64, 128), (32, 64, 128, 256), (4, 8), (3, 4))
+            if r >= least and r * c <= 128 * 256 and (w == 4 or r * c >= 64 * 128)
+        ),
+        lambda tile: _patched((linear, "_configure", lambda *_: linear._Tile(*tile))),
+        products,
+    )  # fmt: skip
+    yield Table(
+        "packed_attention", tuple(PAIRS), (64,) if smoke else (32, 64, 128),
+        lambda keys: (
+            (q, keys, w, s)
+            for q, w, s in product((32, 64, 128), (1, 4, 8), (1, 2, 3))
+            if least <= q <= 64 * w
+        ),
+        lambda tile: _patched((attention, "_configure", lambda *_: attention._Tile(*tile))),
+        attentions,
+    )  # fmt: skip
+    yield Table(
+        "normalize", (1024, None), (4,),  # rows a warp has in every line
+        lambda rows: ((rows * warps, warps) for warps in (1, 2, 4, 8)),
+        lambda line: _patched(
+            *((module, "rows_of", lambda *_: line) for module in (normal, embed, add_layer_norm))
+        ),
+        norms,
+    )  # fmt: skip
+
+
+def _patched(*places: tuple[Any, str, Any]) -> ExitStack:
+    stack = ExitStack()
+    for module, name, value in places:
+        stack.enter_context(patch.object(module, name, value))
+    return stack
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--op", choices=("linear", "packed_attention", "normalize"), help="default: all")
+    parser.add_argument("--out", help="write the choice and its times there, as JSON")
+    parser.add_argument("--smoke", action="store_true", help="toy shapes, interpreted; measures nothing")
+    return parser
+
+
+if __name__ == "__main__":
+    main()
