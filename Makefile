@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test sweep check model clean
+.PHONY: demo test sweep check kernels model clean
 
 demo: .venv/cpu  ## score this project's seed pairs with the model in the package
 	$(BIN)/segue score tests/seeds.tsv
@@ -19,6 +19,10 @@ check: .venv/dev  ## format, lint, types of the public face
 	$(BIN)/ruff check
 	mkdir -p build/typing && ln -sfn ../../engine build/typing/segue
 	MYPYPATH=build/typing $(BIN)/mypy --package segue
+
+kernels: .venv/test  ## compile every kernel for every GPU, without one, and check what came of it
+	$(BIN)/python bench/compile_faults.py
+	$(BIN)/python bench/compile_report.py
 
 model: .venv/test  ## train and export the default model again, from corpora fetched by package clients
 	$(BIN)/python -P -m segue.export.default_model

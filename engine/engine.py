@@ -24,9 +24,7 @@ from segue.windows import windows
 __all__ = ["DEFAULT_MODEL", "Engine"]
 
 DEFAULT_MODEL = Path(__file__).parent / "models" / "nsp-minilm"
-# Tokens run at once: more leave the cache, fewer leave the matrix products short.
-_MAX_BATCH_TOKENS = 2048
-# Attention on ONNX Runtime lays pairs out as a grid, which may be this many times the tokens of a full batch.
+# Where attention lays pairs out as a grid, it may be this many times the tokens of a full batch.
 _GRID_SLACK = 2
 
 
@@ -41,13 +39,11 @@ class Engine:
         path: Path,
         manifest: Manifest,
         executor: Executor,
-        max_batch_tokens: int,
         arguments: dict[str, Any],
     ) -> None:
         """Put the parts together; `Engine.load` is the way to get one."""
         self._manifest, self._executor, self._arguments = manifest, executor, arguments
         self._encoder = PairEncoder(path / "tokenizer.json", manifest.max_tokens)
-        self._max_batch_tokens = max_batch_tokens
         self._path = path
         self._process = os.getpid()
         self._closed = False
@@ -92,7 +88,7 @@ class Engine:
         if not isinstance(batch_invariant, bool):
             raise InputError(f"batch_invariant: expected True or False, got {batch_invariant!r}")
         threads = _positive("threads", threads, available_threads())
-        max_batch_tokens = _positive("max_batch_tokens", max_batch_tokens, _MAX_BATCH_TOKENS)
+        batch_tokens = _positive("max_batch_tokens", max_batch_tokens, 0) or None
         bundle = _bundle_folder(path)
         manifest = read_bundle(bundle)
         if manifest.layout != "packed":
@@ -100,10 +96,16 @@ class Engine:
                 f"{bundle}: the {manifest.layout} layout is for other runtimes; segue runs --layout packed"
             )
         opened = open_executor(
-            bundle / "model.onnx", executor=executor, device=device, precision=precision, threads=threads
+            bundle / "model.onnx",
+            executor=executor,
+            device=device,
+            precision=precision,
+            threads=threads,
+            batch_tokens=batch_tokens,
+            longest=manifest.max_tokens,
         )
         arguments["path"] = None if path is None else str(Path(path).resolve())
-        return cls(bundle, manifest, opened, max_batch_tokens, arguments)
+        return cls(bundle, manifest, opened, arguments)
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -113,7 +115,7 @@ class Engine:
     @property
     def info(self) -> Info:
         """What was loaded, what was chosen, and how it runs."""
-        return Info.of(self._path, self._manifest, self._executor, self._max_batch_tokens)
+        return Info.of(self._path, self._manifest, self._executor)
 
     def score(
         self,
@@ -233,8 +235,16 @@ class Engine:
         logits = self._logits(encoded)[0]
         return Explanation.of(batch, encoded, self._encoder, logits, self._manifest.head)
 
-    def warmup(self) -> None:
-        """Run one short pair and one of the longest, so that no caller pays for first allocations."""
+    def warmup(self, progress: bool = False) -> None:
+        """Do beforehand what first calls would wait for: on a GPU compile every kernel and capture every GPU
+        graph (compiled kernels are kept on disk); then run one short pair and one of the longest.
+
+        Args:
+            progress: show a bar on stderr.
+        """
+        steps = self._executor.warm_up()
+        for _ in _counted(steps) if progress else steps:
+            pass
         longest = max(1, self._manifest.max_tokens - 4)  # three special tokens and one of "b"
         for size in (1, longest):
             self._logits(self._encode([("a " * size, "b")], "longest_first", None))
@@ -268,8 +278,8 @@ class Engine:
 
     def _logits(self, encoded: Encoded, progress: bool = False) -> NDArray[np.float32]:
         """Return [N, C]."""
-        grid = _GRID_SLACK * self._max_batch_tokens
-        batches = plan(encoded.lengths, self._max_batch_tokens, grid)
+        tokens = self._executor.batch_tokens
+        batches = plan(encoded.lengths, tokens, _GRID_SLACK * tokens if self._executor.grid else None)
         logits = execute(self._executor, encoded, batches, labels=len(self.labels), progress=progress)
         return logits[encoded.inverse]
 
@@ -298,6 +308,15 @@ class Engine:
                 return self._encode(pairs, truncation, max_tokens), bad
             except InputError as error:
                 bad, pairs = error, pairs[: error.index]
+
+
+def _counted(steps: Iterable[tuple[int, int]]) -> Iterator[None]:
+    from tqdm import tqdm
+
+    with tqdm(unit="step", desc="warm-up", leave=False) as bar:
+        for done, count in steps:
+            bar.total = count
+            yield bar.update(done - bar.n) and None
 
 
 def _bundle_folder(path: str | os.PathLike[str] | None) -> Path:

@@ -40,7 +40,7 @@ class Info:
     python: str
 
     @classmethod
-    def of(cls, path: Path, manifest: Manifest, executor: Executor, max_batch_tokens: int) -> Info:
+    def of(cls, path: Path, manifest: Manifest, executor: Executor) -> Info:
         """Gather it from the parts of an engine."""
         return cls(
             path=str(path),
@@ -50,7 +50,7 @@ class Info:
             stored=manifest.precision,
             threads=executor.threads,
             max_tokens=manifest.max_tokens,
-            max_batch_tokens=max_batch_tokens,
+            max_batch_tokens=executor.batch_tokens,
             head=manifest.head,
             dimensions=manifest.dimensions,
             plan=executor.description,

@@ -14,6 +14,7 @@ __all__ = [
     "add_layer_norm",
     "cls_attention",
     "embed",
+    "first_rows",
     "linear",
     "linear_gelu",
     "packed_attention",

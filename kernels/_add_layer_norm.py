@@ -17,18 +17,20 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from segue.kernels.door import check, check_out, check_vector
+from segue.kernels.door import check, check_live, check_out, check_vector
 from segue.kernels.launching import Cost, launch, target
 from segue.kernels.normalize import chunk_of, normalize, rows_of
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _add_layer_norm_kernel(
-    x_ptr, residual_ptr, weight_ptr, bias_ptr, out_ptr,
+    x_ptr, residual_ptr, weight_ptr, bias_ptr, out_ptr, live_ptr,
     x_stride, residual_stride, out_stride,
     rows, eps,
     E: tl.constexpr, CHUNK: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
+    if live_ptr is not None:
+        rows = tl.minimum(rows, tl.load(live_ptr).to(tl.int32))
     row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS))[:, None]
     live = row < rows
     row = row.to(tl.int64)
@@ -43,7 +45,14 @@ def _add_layer_norm_kernel(
 
 
 def add_layer_norm(
-    x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float, *, out: Tensor | None = None
+    x: Tensor,
+    residual: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    *,
+    live: Tensor | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """As `reference.add_layer_norm`, one program to a few rows.
 
@@ -55,11 +64,12 @@ def add_layer_norm(
     check("residual", residual, (rows, hidden), like=x)
     check_vector("weight", weight, hidden, like=x)
     check_vector("bias", bias, hidden, like=x)
-    out = check_out(out, (rows, hidden), like=x)
-    block, warps = rows_of(target(x.device), rows)
+    check_live(live, like=x)
+    out = check_out(out, (rows, hidden), like=x, live=live)
+    block, warps = rows_of(target(x.device), hidden, rows)
     launch(
         _add_layer_norm_kernel, (triton.cdiv(rows, block),),
-        x, residual, weight, bias, out, x.stride(0), residual.stride(0), out.stride(0), rows, eps,
+        x, residual, weight, bias, out, live, x.stride(0), residual.stride(0), out.stride(0), rows, eps,
         E=hidden, CHUNK=chunk_of(hidden), ROWS=block, num_warps=warps, device=x.device,
     )  # fmt: skip
     return out

@@ -15,19 +15,21 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from segue.kernels.door import check, check_ids, check_out, check_vector
+from segue.kernels.door import check, check_ids, check_live, check_out, check_vector
 from segue.kernels.launching import Cost, launch, target
 from segue.kernels.normalize import chunk_of, normalize, rows_of
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _embed_kernel(
     input_ids_ptr, token_type_ids_ptr, position_ids_ptr,
-    word_ptr, token_type_ptr, position_ptr, weight_ptr, bias_ptr, out_ptr,
+    word_ptr, token_type_ptr, position_ptr, weight_ptr, bias_ptr, out_ptr, live_ptr,
     word_stride, token_type_stride, position_stride, out_stride,
     rows, eps,
     E: tl.constexpr, CHUNK: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
+    if live_ptr is not None:
+        rows = tl.minimum(rows, tl.load(live_ptr).to(tl.int32))
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     live = row < rows
     column = tl.arange(0, CHUNK)[None, :]
@@ -58,6 +60,7 @@ def embed(
     bias: Tensor,
     eps: float,
     *,
+    live: Tensor | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
     """As `reference.embed`. That ids are below the rows of their tables is trusted, not checked: it would
@@ -75,11 +78,12 @@ def embed(
     check("position", position, (None, hidden), like=word)
     check_vector("weight", weight, hidden, like=word)
     check_vector("bias", bias, hidden, like=word)
-    out = check_out(out, (tokens, hidden), like=word)
-    rows, warps = rows_of(target(word.device), tokens)
+    check_live(live, like=word)
+    out = check_out(out, (tokens, hidden), like=word, live=live)
+    rows, warps = rows_of(target(word.device), hidden, tokens)
     launch(
         _embed_kernel, (triton.cdiv(tokens, rows),),
-        input_ids, token_type_ids, position_ids, word, token_type, position, weight, bias, out,
+        input_ids, token_type_ids, position_ids, word, token_type, position, weight, bias, out, live,
         word.stride(0), token_type.stride(0), position.stride(0), out.stride(0), tokens, eps,
         E=hidden, CHUNK=chunk_of(hidden), ROWS=rows, num_warps=warps, device=word.device,
     )  # fmt: skip

@@ -22,7 +22,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from segue.kernels.door import check, check_out, check_vector
+from segue.kernels.door import check, check_live, check_out, check_vector
 from segue.kernels.launching import Cost, launch, target
 
 
@@ -44,7 +44,7 @@ _TABLE = (
     ("sm_90", 2, 2048, _Tile(64, 128, 64, 4, 4)),
     ("sm_90", 2, None, _Tile(128, 128, 64, 8, 4)),
     ("sm_90", 4, None, _Tile(64, 64, 32, 4, 3)),
-    ("sm_100", 2, 256, _Tile(128, 32, 64, 4, 4)),
+    ("sm_100", 2, 256, _Tile(64, 32, 64, 4, 4)),
     ("sm_100", 2, 2048, _Tile(128, 64, 64, 4, 4)),
     ("sm_100", 2, None, _Tile(128, 128, 64, 8, 4)),
     ("sm_100", 4, None, _Tile(64, 64, 32, 4, 3)),
@@ -55,17 +55,21 @@ _TABLE = (
 _GROUP = 8  # rows of tiles that are walked column by column, so that x and W are found in the cache
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _linear_kernel(
-    x_ptr, weight_ptr, bias_ptr, residual_ptr, out_ptr,
+    x_ptr, weight_ptr, bias_ptr, residual_ptr, out_ptr, live_ptr,
     x_stride, weight_stride, residual_stride, out_stride,
     rows,
     N: tl.constexpr, K: tl.constexpr, GELU: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
+    if live_ptr is not None:
+        rows = tl.minimum(rows, tl.load(live_ptr).to(tl.int32))
     down, across = tl.cdiv(rows, ROWS), tl.cdiv(N, COLUMNS)
     group = tl.program_id(0) // (GROUP * across)
     height = min(down - group * GROUP, GROUP)
+    if height <= 0:
+        return  # these rows are not live
     within = tl.program_id(0) - group * GROUP * across
     row = (group * GROUP + within % height) * ROWS + tl.arange(0, ROWS)
     column = within // height * COLUMNS + tl.arange(0, COLUMNS)
@@ -99,23 +103,31 @@ def _linear_kernel(
 
 
 def linear(
-    x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None = None, *, out: Tensor | None = None
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    residual: Tensor | None = None,
+    *,
+    live: Tensor | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """As `reference.linear`, the bias and the residual added to the product in float32.
 
     Raises:
         ValueError: a tensor is of the wrong shape, dtype, device or stride.
     """
-    return _multiply(x, weight, bias, residual, out, gelu=False)
+    return _multiply(x, weight, bias, residual, live, out, gelu=False)
 
 
-def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor, *, out: Tensor | None = None) -> Tensor:
+def linear_gelu(
+    x: Tensor, weight: Tensor, bias: Tensor, *, live: Tensor | None = None, out: Tensor | None = None
+) -> Tensor:
     """As `reference.linear_gelu`, the GELU taken of the float32 product.
 
     Raises:
         ValueError: a tensor is of the wrong shape, dtype, device or stride.
     """
-    return _multiply(x, weight, bias, None, out, gelu=True)
+    return _multiply(x, weight, bias, None, live, out, gelu=True)
 
 
 def cost(*, R: int, K: int, N: int, s: int, residual: int = 0, gelu: int = 0) -> Cost:
@@ -127,7 +139,14 @@ def cost(*, R: int, K: int, N: int, s: int, residual: int = 0, gelu: int = 0) ->
 
 
 def _multiply(
-    x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, out: Tensor | None, *, gelu: bool
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    residual: Tensor | None,
+    live: Tensor | None,
+    out: Tensor | None,
+    *,
+    gelu: bool,
 ) -> Tensor:
     check("x", x, (None, None))
     rows, depth = x.shape
@@ -136,11 +155,12 @@ def _multiply(
     check_vector("bias", bias, columns, like=x)
     if residual is not None:
         check("residual", residual, (rows, columns), like=x)
-    out = check_out(out, (rows, columns), like=x)
+    check_live(live, like=x)
+    out = check_out(out, (rows, columns), like=x, live=live)
     tile = _configure(target(x.device), x.dtype, rows)
     launch(
         _linear_kernel, (triton.cdiv(rows, tile.rows) * triton.cdiv(columns, tile.columns),),
-        x, weight, bias, residual, out,
+        x, weight, bias, residual, out, live,
         x.stride(0), weight.stride(0), residual.stride(0) if residual is not None else 0, out.stride(0),
         rows, N=columns, K=depth, GELU=gelu,
         ROWS=tile.rows, COLUMNS=tile.columns, DEPTH=tile.depth, GROUP=_GROUP,

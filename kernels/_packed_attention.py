@@ -9,10 +9,10 @@ Bound by memory up to a few hundred tokens a pair, then by the matrix units. A p
 queries of one pair and one head, and passes over that pair's keys block after block, carrying each row's
 maximum and sum (Milakov and Gimelshein, 2018; Dao and others, 2022); no block outside the pair is touched.
 
-A pair of up to 32 tokens is one tile of 32 x 32, whatever else is in the batch; a longer one has blocks of
-as many keys as the table says for the head size and device. So the order in which a row is summed depends on
-its own pair alone. What follows the batch's longest pair is how many queries a program has, and, if none is
-longer than 32, that a program has one warp.
+Of a short pair, up to 32 tokens, a program takes as many heads as it has warps: a warp has a head, in one
+tile of 32 x 32, so that nothing is wasted on what is not there. This is so whatever else is in the batch, and
+a longer pair's blocks hold as many keys as the table says for the head size and device: the order in which a
+row is summed depends on its own pair alone. How many queries a program has may follow the longest pair.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from torch import Tensor
 from segue.kernels.door import check, check_bounds, check_out
 from segue.kernels.launching import Cost, launch, target
 
-_SHORT = tl.constexpr(32)  # tokens of a pair that one small tile holds
+_SHORT, _SHORT_DEPTH = 32, 64  # tokens of a pair, and head size, that a warp holds in one tile
 _LOG2E = 1.4426950408889634
 
 
@@ -42,26 +42,25 @@ class _Tile(NamedTuple):
 
 _ANY = ("sm_80", "sm_90", "sm_100", "gfx942")
 _TABLE = (
-    # targets, bytes of an element, head size up to, longest pair up to: queries, keys, warps, stages
-    (_ANY, 2, 256, 32, _Tile(32, 32, 1, 1)),
+    # targets, bytes of an element, head size up to, longest pair up to: queries, keys, warps, stages.
+    # With 16 bits and heads of 64 or less, pairs of up to 32 tokens take the short path under every line.
     (_ANY, 2, 64, 64, _Tile(64, 64, 4, 2)),
-    (("sm_80", "gfx942"), 2, 64, None, _Tile(64, 64, 4, 2)),
-    (("sm_90", "sm_100"), 2, 64, None, _Tile(128, 64, 8, 2)),
+    (("sm_90",), 2, 64, None, _Tile(128, 64, 8, 2)),
+    (("sm_80", "sm_100", "gfx942"), 2, 64, None, _Tile(64, 64, 4, 2)),
     (_ANY, 2, 128, None, _Tile(64, 64, 4, 2)),
-    (_ANY, 2, 256, None, _Tile(64, 32, 4, 2)),
-    (_ANY, 4, 256, 32, _Tile(32, 32, 4, 1)),
+    (_ANY, 2, 256, None, _Tile(64, 32, 8, 2)),
     (_ANY, 4, 64, None, _Tile(32, 32, 4, 1)),
-    (_ANY, 4, 256, None, _Tile(32, 32, 8, 1)),
+    (_ANY, 4, 128, None, _Tile(16, 32, 8, 1)),
+    (_ANY, 4, 256, None, _Tile(16, 16, 16, 1)),
 )
 
 
 @triton.jit
 def _attend(
     q_ptr, k_ptr, v_ptr, out_ptr, stride, out_stride, first, length, scale,
-    D: tl.constexpr, DEPTH: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr, ONCE: tl.constexpr,
+    D: tl.constexpr, DEPTH: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
-    """The context of QUERIES rows from `first` on, of a pair and head that the pointers point to. ONCE: the
-    pair's keys are one block."""
+    """The context of QUERIES rows, from `first` on, of the pair and head that the pointers point to."""
     query = (first + tl.arange(0, QUERIES))[:, None]
     key, d = tl.arange(0, KEYS), tl.arange(0, DEPTH)
     column = d[None, :] < D
@@ -69,7 +68,7 @@ def _attend(
     most = tl.full((QUERIES,), float("-inf"), dtype=tl.float32)
     total = tl.zeros((QUERIES,), dtype=tl.float32)
     context = tl.zeros((QUERIES, DEPTH), dtype=tl.float32)
-    for start in range(0, KEYS if ONCE else length, KEYS):
+    for start in range(0, length, KEYS):
         mask = (start + key < length)[:, None] & column
         offs = (start + key)[:, None] * stride + d[None, :]
         k = tl.load(k_ptr + offs, mask=mask, other=0.0)
@@ -88,40 +87,53 @@ def _attend(
 
 
 @triton.jit
+def _attend_short(
+    q_ptr, k_ptr, v_ptr, out_ptr, stride, out_stride, heads, length, scale,
+    D: tl.constexpr, DEPTH: tl.constexpr, HEADS: tl.constexpr, SHORT: tl.constexpr,
+):  # fmt: skip
+    """The context of all rows of a pair, of HEADS heads from the one on that the pointers point to."""
+    head = tl.arange(0, HEADS)[:, None, None]
+    row, d = tl.arange(0, SHORT)[None, :, None], tl.arange(0, DEPTH)[None, None, :]
+    mask = (head < heads) & (row < length) & (d < D)
+    offs = row * stride + head * D + d
+    q = tl.load(q_ptr + offs, mask=mask, other=0.0)
+    k = tl.load(k_ptr + offs, mask=mask, other=0.0)
+    v = tl.load(v_ptr + offs, mask=mask, other=0.0)
+    scores = tl.dot(q, tl.permute(k, (0, 2, 1)), input_precision="ieee") * scale
+    scores = tl.where(tl.arange(0, SHORT)[None, None, :] < length, scores, float("-inf"))
+    power = tl.exp2(scores - tl.max(scores, axis=2)[:, :, None])
+    context = tl.dot(power.to(v.dtype), v, input_precision="ieee") / tl.sum(power, axis=2)[:, :, None]
+    out_ptrs = out_ptr + row * out_stride + head * D + d
+    tl.store(out_ptrs, context.to(out_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit(do_not_specialize=["tiles"])
 def _packed_attention_kernel(
     qkv_ptr, cu_seqlens_ptr, out_ptr, stride, out_stride, tiles, scale,
     E: tl.constexpr, D: tl.constexpr, DEPTH: tl.constexpr,
-    QUERIES: tl.constexpr, KEYS: tl.constexpr, LONG: tl.constexpr,
+    QUERIES: tl.constexpr, KEYS: tl.constexpr,
+    SHORT: tl.constexpr, TOGETHER: tl.constexpr, LONG: tl.constexpr,
 ):  # fmt: skip
+    """SHORT: tokens of a pair that takes the short path, TOGETHER heads a program. LONG: others are there,
+    and a program has one head, so that of TOGETHER programs one has a short pair's work."""
     pair = tl.program_id(0) // tiles
     first = tl.program_id(0) % tiles * QUERIES
+    head = tl.program_id(1) if LONG else tl.program_id(1) * TOGETHER
     start = tl.load(cu_seqlens_ptr + pair).to(tl.int64)
     length = (tl.load(cu_seqlens_ptr + pair + 1).to(tl.int64) - start).to(tl.int32)
     if first >= length:
         return
-    q_ptr = qkv_ptr + start * stride + tl.program_id(1) * D
-    out_ptr += start * out_stride + tl.program_id(1) * D
+    q_ptr = qkv_ptr + start * stride + head * D
+    out_ptr += start * out_stride + head * D
     k_ptr, v_ptr = q_ptr + E, q_ptr + 2 * E
-    if length <= _SHORT:
+    if SHORT > 0 and (length <= SHORT) & (head % TOGETHER == 0):
+        _attend_short(
+            q_ptr, k_ptr, v_ptr, out_ptr, stride, out_stride, E // D - head, length, scale,
+            D, DEPTH, TOGETHER, SHORT,
+        )  # fmt: skip
+    if LONG and length > SHORT:
         _attend(
-            q_ptr, k_ptr, v_ptr, out_ptr, stride, out_stride, 0, length, scale, D, DEPTH, _SHORT, _SHORT, True
-        )
-    elif LONG:
-        _attend(
-            q_ptr,
-            k_ptr,
-            v_ptr,
-            out_ptr,
-            stride,
-            out_stride,
-            first,
-            length,
-            scale,
-            D,
-            DEPTH,
-            QUERIES,
-            KEYS,
-            False,
+            q_ptr, k_ptr, v_ptr, out_ptr, stride, out_stride, first, length, scale, D, DEPTH, QUERIES, KEYS
         )
 
 
@@ -141,12 +153,15 @@ def packed_attention(
     out = check_out(out, (tokens, hidden), like=qkv)
     depth = hidden // heads
     tile = _configure(target(qkv.device), qkv.dtype, depth, longest)
+    short = _SHORT if qkv.dtype.itemsize == 2 and depth <= _SHORT_DEPTH else 0
+    long = longest > short
     tiles = triton.cdiv(longest, tile.queries)
     launch(
-        _packed_attention_kernel, ((len(cu_seqlens) - 1) * tiles, heads),
+        _packed_attention_kernel,
+        ((len(cu_seqlens) - 1) * tiles, heads if long else triton.cdiv(heads, tile.warps)),
         qkv, cu_seqlens, out, qkv.stride(0), out.stride(0), tiles, depth**-0.5 * _LOG2E,
         E=hidden, D=depth, DEPTH=max(16, triton.next_power_of_2(depth)),
-        QUERIES=tile.queries, KEYS=tile.keys, LONG=longest > _SHORT.value,
+        QUERIES=tile.queries, KEYS=tile.keys, SHORT=short, TOGETHER=tile.warps, LONG=long,
         num_warps=tile.warps, num_stages=tile.stages, device=qkv.device,
     )  # fmt: skip
     return out

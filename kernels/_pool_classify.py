@@ -39,7 +39,7 @@ _TABLE = (
 )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _pool_classify_kernel(
     cls_ptr, pooler_ptr, pooler_bias_ptr, classifier_ptr, classifier_bias_ptr, out_ptr,
     cls_stride, pooler_stride, classifier_stride, out_stride,
@@ -86,7 +86,7 @@ def pool_classify(
     *,
     out: Tensor | None = None,
 ) -> Tensor:
-    """As `reference.pool_classify`.
+    """As `reference.pool_classify`. `out` may be float32 whatever the dtype of cls.
 
     Raises:
         ValueError: a tensor is of the wrong shape, dtype, device or stride.
@@ -98,7 +98,7 @@ def pool_classify(
     check("classifier_weight", classifier_weight, (None, hidden), like=cls)
     labels = len(classifier_weight)
     check_vector("classifier_bias", classifier_bias, labels, like=cls)
-    out = check_out(out, (rows, labels), like=cls)
+    out = check_out(out, (rows, labels), like=cls, wide=True)
     device = target(cls.device)
     tile = next(tile for devices, size, tile in _TABLE if device in devices and size == cls.dtype.itemsize)
     launch(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["check", "check_bounds", "check_ids", "check_out", "check_vector"]
+__all__ = ["check", "check_bounds", "check_ids", "check_live", "check_out", "check_vector"]
 
 from itertools import pairwise
 
@@ -42,11 +42,28 @@ def check_vector(name: str, x: Tensor, size: int, *, like: Tensor) -> None:
     check(name, x, (size,), like=like)
 
 
-def check_out(out: Tensor | None, shape: tuple[int, ...], *, like: Tensor) -> Tensor:
-    """The tensor to write to: `out`, or a new one of `like`'s dtype and device."""
+def check_live(live: Tensor | None, *, like: Tensor) -> None:
+    """One integer on the device of `like`, or None. Its value stays there."""
+    if live is not None:
+        check_ids("live", live, 1, like=like)
+
+
+def check_out(
+    out: Tensor | None,
+    shape: tuple[int, ...],
+    *,
+    like: Tensor,
+    live: Tensor | None = None,
+    wide: bool = False,
+) -> Tensor:
+    """The tensor to write to: `out`, or a new one of `like`'s dtype and device, zeros where only `live` rows
+    will be written. With `wide`, `out` may be float32 whatever `like` is."""
     if out is None:
-        return torch.empty(shape, dtype=like.dtype, device=like.device)
-    check("out", out, shape, like=like)
+        make = torch.empty if live is None else torch.zeros
+        return make(shape, dtype=like.dtype, device=like.device)
+    check("out", out, shape, like=None if wide and out.dtype == torch.float32 else like)
+    if out.device != like.device:
+        raise ValueError(f"out: expected it on {like.device} as the first tensor, got {out.device}")
     if len(out) > 1 and out.stride(0) < shape[-1]:
         raise ValueError(f"out: expected rows that do not overlap, got strides {tuple(out.stride())}")
     return out

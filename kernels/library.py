@@ -1,9 +1,9 @@
 """The ops as PyTorch operators, `torch.ops.segue.<name>`, for models that are compiled or exported.
 
 `import segue.kernels.library` registers them. Names, arguments and meaning are those of
-`segue.kernels.reference`, without `out`: an operator gives a new tensor, of the dtype of the first tensor of
-floats. On a GPU it is the kernel; on a CPU the twin, so that a model can be traced and tried on any machine,
-with triton or without; on a CPU under TRITON_INTERPRET=1 the kernel again.
+`segue.kernels.reference`, without `live` and `out`: an operator gives a new tensor, of the dtype of the first
+tensor of floats. On a GPU it is the kernel; on a CPU the twin, so that a model can be traced and tried on any
+machine, with triton or without; on a CPU under TRITON_INTERPRET=1 the kernel again.
 
 Gradients are refused wherever one is wanted, in a trace too: call under torch.no_grad(). What shapes and
 dtypes have to agree is checked when an operator runs, not when it is traced. `Library.define` adds 5 µs to a
@@ -33,6 +33,7 @@ SCHEMAS = {
         "(Tensor input_ids, Tensor token_type_ids, Tensor position_ids, Tensor word, Tensor token_type, "
         "Tensor position, Tensor weight, Tensor bias, float eps) -> Tensor"
     ),
+    "first_rows": "(Tensor x, Tensor cu_seqlens) -> Tensor",
     "linear": "(Tensor x, Tensor weight, Tensor bias, Tensor? residual=None) -> Tensor",
     "linear_gelu": "(Tensor x, Tensor weight, Tensor bias) -> Tensor",
     "packed_attention": "(Tensor qkv, Tensor cu_seqlens, int heads, *, SymInt? longest=None) -> Tensor",
@@ -47,6 +48,7 @@ _EMPTY: dict[str, Callable[..., Tensor]] = {
     "add_layer_norm": lambda x, *_: x.new_empty(x.shape),
     "cls_attention": lambda q, *_: q.new_empty(q.shape),
     "embed": lambda ids, _, __, word, *___: word.new_empty((ids.shape[0], word.shape[1])),
+    "first_rows": lambda x, bounds: x.new_empty((bounds.shape[0] - 1, x.shape[1])),
     "linear": lambda x, weight, *_: x.new_empty((x.shape[0], weight.shape[0])),
     "linear_gelu": lambda x, weight, _: x.new_empty((x.shape[0], weight.shape[0])),
     "packed_attention": lambda qkv, *_: qkv.new_empty((qkv.shape[0], qkv.shape[1] // 3)),

@@ -11,18 +11,27 @@ __all__ = ["chunk_of", "normalize", "rows_of"]
 import triton
 import triton.language as tl
 
-_ALL = ("sm_80", "sm_90", "sm_100", "gfx942")
+_NVIDIA, _AMD = ("sm_80", "sm_90", "sm_100"), ("gfx942",)  # of 32 and of 64 threads a warp
 _TABLE = (
-    # targets, up to so many rows: ROWS a program, warps. A warp has four rows in every line, so that a row's
-    # columns lie in the same threads, and are summed in the same order, whatever the number of rows.
-    (_ALL, 1024, 4, 1),
-    (_ALL, None, 16, 4),
+    # targets, hidden size up to, up to so many rows: ROWS a program, warps. All lines of a size have as many
+    # rows a warp, so that a row's columns lie in the same threads, and are summed in the same order, whatever
+    # the number of rows.
+    (_NVIDIA, 768, 1024, 4, 1),
+    (_NVIDIA, 768, None, 16, 4),
+    (_NVIDIA, None, 1024, 2, 1),
+    (_NVIDIA, None, None, 8, 4),
+    (_AMD, None, 1024, 4, 1),
+    (_AMD, None, None, 16, 4),
 )
 
 
-def rows_of(device: str, rows: int) -> tuple[int, int]:
-    """(rows a program, warps) for that many rows on the device of that name in the tables."""
-    return next(line[2:] for line in _TABLE if device in line[0] and rows <= (line[1] or rows))
+def rows_of(device: str, hidden: int, rows: int) -> tuple[int, int]:
+    """(rows a program, warps) for that many rows of that size on the device of that name in the tables."""
+    return next(
+        line[3:]
+        for line in _TABLE
+        if device in line[0] and hidden <= (line[1] or hidden) and rows <= (line[2] or rows)
+    )
 
 
 def chunk_of(hidden: int) -> int:

@@ -10,6 +10,9 @@ A packed batch is B pairs laid end to end in T rows; pair b owns the rows cu_seq
 Equal neighbours in `cu_seqlens` are an empty pair: it owns no rows, and where an op gives a row per pair,
 that row is zero.
 
+`live`, where an op takes it, is a tensor of one integer on the device: only so many rows count, the others
+are neither read nor written (without `out` they are zero). So a launch made for many rows serves fewer.
+
 Arithmetic is float32 whatever the storage (float64 stays float64, so that a test can have its judge); the
 result has the dtype of the first tensor. With `out=` the result is written there, in its dtype, and `out` is
 returned. Without `out` every op is differentiable. Weights are as PyTorch's `Linear` has them, [out, in].
@@ -28,6 +31,7 @@ __all__ = [
     "add_layer_norm",
     "cls_attention",
     "embed",
+    "first_rows",
     "linear",
     "linear_gelu",
     "packed_attention",
@@ -111,17 +115,34 @@ def softmax(x: Tensor, *, out: Tensor | None = None) -> Tensor:
 
 
 def add_layer_norm(
-    x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float, *, out: Tensor | None = None
+    x: Tensor,
+    residual: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    *,
+    live: Tensor | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Return LayerNorm(x + residual) over the last axis: x, residual: [T, E]; weight, bias: [E] → [T, E].
 
     The sum is taken in float32. The variance is the biased one (divided by E); eps is added under the root.
     """
+    if live is not None:
+        part, out = _live(live, out, x.shape, x)
+        add_layer_norm(x[part], residual[part], weight, bias, eps, out=out[part])
+        return out
     return _give(_layer_norm(_wide(x) + _wide(residual), weight, bias, eps), x, out)
 
 
-def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor, *, out: Tensor | None = None) -> Tensor:
+def linear_gelu(
+    x: Tensor, weight: Tensor, bias: Tensor, *, live: Tensor | None = None, out: Tensor | None = None
+) -> Tensor:
     """Return GELU(x Wᵀ + b), GELU(z) = z/2 · (1 + erf(z/√2)): x [T, E]; weight [F, E]; bias [F] → [T, F]."""
+    if live is not None:
+        part, out = _live(live, out, (len(x), len(weight)), x)
+        linear_gelu(x[part], weight, bias, out=out[part])
+        return out
     return _give(functional.gelu(_affine(x, weight, bias)), x, out)
 
 
@@ -136,6 +157,7 @@ def embed(
     bias: Tensor,
     eps: float,
     *,
+    live: Tensor | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
     """Return LayerNorm(word[input_ids] + token_type[token_type_ids] + position[position_ids]).
@@ -149,6 +171,11 @@ def embed(
     Returns:
         [T, E], in the dtype of `word`.
     """
+    if live is not None:
+        part, out = _live(live, out, (len(input_ids), word.shape[1]), word)
+        ids = input_ids[part], token_type_ids[part], position_ids[part]
+        embed(*ids, word, token_type, position, weight, bias, eps, out=out[part])
+        return out
     total_TE = _wide(word.index_select(0, input_ids))
     total_TE = total_TE + _wide(token_type.index_select(0, token_type_ids))
     total_TE = total_TE + _wide(position.index_select(0, position_ids))
@@ -187,11 +214,30 @@ def linear(
     bias: Tensor,
     residual: Tensor | None = None,
     *,
+    live: Tensor | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
     """Return x Wᵀ + b (+ residual): x [R, in]; weight [out, in]; bias [out]; residual [R, out] → [R, out]."""
+    if live is not None:
+        part, out = _live(live, out, (len(x), len(weight)), x)
+        linear(x[part], weight, bias, residual if residual is None else residual[part], out=out[part])
+        return out
     product = _affine(x, weight, bias)
     return _give(product if residual is None else product + _wide(residual), x, out)
+
+
+def first_rows(x: Tensor, cu_seqlens: Tensor, *, out: Tensor | None = None) -> Tensor:
+    """Return the first row of each pair: x [T, E], cu_seqlens as in `packed_attention` → [B, E], zeros for an
+    empty pair. What the graph's Gather does, where it is defined."""
+    starts, ends = cu_seqlens[:-1], cu_seqlens[1:]
+    result = x.new_zeros(len(starts), x.shape[1])
+    result[ends > starts] = x.index_select(0, starts[ends > starts])
+    return _give(result, x, out)
+
+
+def _live(live: Tensor, out: Tensor | None, shape: tuple[int, ...], like: Tensor) -> tuple[slice, Tensor]:
+    """The rows that count, and the tensor to write them to."""
+    return slice(int(live)), like.new_zeros(shape) if out is None else out
 
 
 def _wide(x: Tensor) -> Tensor:

@@ -66,6 +66,7 @@ def test_every_tile_of_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
     shapes = [
         (torch.float16, 32, (20, 32)), (torch.float16, 32, (60, 3)), (torch.float16, 64, (150, 40)),
         (torch.float16, 128, (70,)), (torch.float16, 256, (70,)), (torch.float32, 32, (20,)),
+        (torch.float32, 128, (40,)),
         (torch.float32, 64, (70,)), (torch.float32, 256, (70,)),
     ]  # fmt: skip
     taken = set()

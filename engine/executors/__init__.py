@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import re
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Protocol
 
@@ -14,7 +17,7 @@ from segue.batching import PackedBatch, pack
 from segue.errors import ExecutorUnavailable, InputError, SegueError
 from segue.text import Encoded, Ints
 
-__all__ = ["EXECUTORS", "Executor", "execute", "open_executor"]
+__all__ = ["EXECUTORS", "Executor", "driver_loads", "execute", "open_executor"]
 
 EXECUTORS = ("auto", "onnxruntime", "triton")
 
@@ -26,19 +29,36 @@ class Executor(Protocol):
     device: str
     precision: str  # of the arithmetic
     threads: int
+    batch_tokens: int  # run at once, if nobody says otherwise
+    grid: bool  # whether attention lays pairs out as a grid, so that their longest counts for all
     description: list[str]  # what `engine.info` prints as the plan
 
-    def run(self, batch: PackedBatch) -> NDArray[np.float32]:
-        """Return the logits `[B, C]`."""
+    def run(self, batches: Iterable[PackedBatch]) -> Iterator[NDArray[np.float32]]:
+        """Yield the logits `[B, C]` of each batch, in order; the next batch may be taken before."""
+
+    def warm_up(self) -> Iterator[tuple[int, int]]:
+        """Do beforehand what first batches would wait for; yields (done, of how many) on the way."""
 
     def close(self) -> None:
         """Give back what the model occupies."""
 
 
 def open_executor(
-    model: Path, *, executor: str, device: str, precision: str | None, threads: int
+    model: Path,
+    *,
+    executor: str,
+    device: str,
+    precision: str | None,
+    threads: int,
+    batch_tokens: int | None,
+    longest: int,
 ) -> Executor:
     """Load `model` into the executor that was asked for; "auto" takes a GPU where one works, else the CPU.
+
+    Args:
+        model: the graph's file.
+        batch_tokens: tokens run at once, or None for what suits the executor.
+        longest: tokens of the longest pair.
 
     Raises:
         InputError: a name is unknown.
@@ -50,8 +70,16 @@ def open_executor(
         raise InputError(f"device: expected auto, cpu, cuda or cuda:N, got {device!r}")
     if precision not in (None, "float32", "float16", "bfloat16"):
         raise InputError(f"precision: expected float32, float16, bfloat16 or None, got {precision!r}")
-    if executor == "triton":
-        raise ExecutorUnavailable("executor='triton': this version of segue runs ONNX Runtime only")
+    if executor == "triton" or (executor == "auto" and device != "cpu" and _triton_works()):
+        try:
+            from segue.executors.triton import TritonExecutor
+        except ImportError as error:
+            raise ExecutorUnavailable(
+                f"executor='triton' needs the package {error.name}: pip install 'segue[gpu]'"
+            ) from error
+        return TritonExecutor.open(
+            model, device=device, precision=precision, batch_tokens=batch_tokens, longest=longest
+        )
     try:
         from segue.executors.onnxruntime import OnnxRuntimeExecutor
     except ImportError as error:
@@ -59,7 +87,27 @@ def open_executor(
             "executor='onnxruntime' needs the package onnxruntime: "
             "pip install 'segue[cpu]', or 'segue[gpu]' for CUDA"
         ) from error
-    return OnnxRuntimeExecutor.open(model, device=device, precision=precision, threads=threads)
+    return OnnxRuntimeExecutor.open(
+        model, device=device, precision=precision, threads=threads, batch_tokens=batch_tokens
+    )
+
+
+def driver_loads() -> bool:
+    """Tell whether there is an NVIDIA driver, without loading anything large."""
+    try:
+        ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return False
+    return True
+
+
+def _triton_works() -> bool:
+    """Tell whether kernels would run on a GPU here; imports PyTorch only where all else speaks for it."""
+    if not driver_loads() or any(find_spec(name) is None for name in ("torch", "triton", "onnx")):
+        return False
+    import torch
+
+    return bool(torch.cuda.is_available())
 
 
 def execute(
@@ -71,8 +119,9 @@ def execute(
         SegueError: the model gave a value that is not finite; the message names the pair.
     """
     logits = np.empty((len(encoded.pairs), labels), dtype=np.float32)
-    for rows in _shown(batches, len(logits)) if progress else batches:
-        logits[rows] = executor.run(pack(encoded, rows))
+    found = executor.run(pack(encoded, rows) for rows in batches)
+    for rows, values in zip(_shown(batches, len(logits)) if progress else batches, found, strict=True):
+        logits[rows] = values
     if not np.isfinite(logits).all():
         row = int(np.argmin(np.isfinite(logits).all(axis=1)))
         index = int(np.argmax(encoded.inverse == row))

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
-import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,12 @@ from numpy.typing import NDArray
 
 from segue.batching import PackedBatch
 from segue.errors import BundleError, ExecutorUnavailable, SegueError
+from segue.executors import driver_loads
 
 __all__ = ["OnnxRuntimeExecutor"]
 
 _CUDA, _CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
+_BATCH_TOKENS = 2048  # more leave a CPU's cache, fewer leave its matrix products short
 
 
 class OnnxRuntimeExecutor:
@@ -24,17 +25,20 @@ class OnnxRuntimeExecutor:
 
     name = "onnxruntime"
     precision = "float32"
+    grid = True
 
-    def __init__(self, session: Any, device: str, threads: int) -> None:
+    def __init__(self, session: Any, device: str, threads: int, batch_tokens: int) -> None:
         """Take over a session whose providers have been checked."""
         self._session = session
-        self.device, self.threads = device, threads
+        self.device, self.threads, self.batch_tokens = device, threads, batch_tokens
         self.description = [
             f"onnxruntime {onnxruntime.__version__}, {', '.join(session.get_providers())}, {threads} threads"
         ]
 
     @classmethod
-    def open(cls, model: Path, *, device: str, precision: str | None, threads: int) -> OnnxRuntimeExecutor:
+    def open(
+        cls, model: Path, *, device: str, precision: str | None, threads: int, batch_tokens: int | None
+    ) -> OnnxRuntimeExecutor:
         """Load `model`.
 
         Raises:
@@ -47,14 +51,26 @@ class OnnxRuntimeExecutor:
                 "(a bundle may store its weights as float16 all the same)"
             )
         if device == "auto":
-            device = "cuda" if _CUDA in onnxruntime.get_available_providers() and _driver_loads() else "cpu"
+            device = "cuda" if _CUDA in onnxruntime.get_available_providers() and driver_loads() else "cpu"
+        batch_tokens = batch_tokens or _BATCH_TOKENS
         if device == "cpu":
-            return cls(_session(model, [_CPU], threads), device, threads)
+            return cls(_session(model, [_CPU], threads), device, threads, batch_tokens)
         number = int(device.partition(":")[2] or 0)
-        return cls(_cuda_session(model, number, threads), f"cuda:{number}", threads)
+        return cls(_cuda_session(model, number, threads), f"cuda:{number}", threads, batch_tokens)
 
-    def run(self, batch: PackedBatch) -> NDArray[np.float32]:
-        """Return the logits `[B, C]`."""
+    def run(self, batches: Iterable[PackedBatch]) -> Iterator[NDArray[np.float32]]:
+        """Yield the logits `[B, C]` of each batch, in order."""
+        return map(self._logits, batches)
+
+    def warm_up(self) -> Iterator[tuple[int, int]]:
+        """Nothing is compiled: a first batch is all there is to wait for."""
+        return iter(())
+
+    def close(self) -> None:
+        """Drop the session; its memory goes with it."""
+        self._session = None
+
+    def _logits(self, batch: PackedBatch) -> NDArray[np.float32]:
         feeds = {
             "input_ids": batch.input_ids,
             "token_type_ids": batch.token_type_ids,
@@ -68,10 +84,6 @@ class OnnxRuntimeExecutor:
                 f"onnxruntime failed on a batch of {len(batch.input_ids)} tokens: {error}"
             ) from error
         return logits
-
-    def close(self) -> None:
-        """Drop the session; its memory goes with it."""
-        self._session = None
 
 
 def _cuda_session(model: Path, number: int, threads: int) -> Any:
@@ -88,15 +100,6 @@ def _cuda_session(model: Path, number: int, threads: int) -> Any:
             "is there an NVIDIA GPU with this number, a driver, and the CUDA and cuDNN libraries?"
         )
     return session
-
-
-def _driver_loads() -> bool:
-    """Tell whether there is an NVIDIA driver: without one, ONNX Runtime fills stderr when asked."""
-    try:
-        ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
-    except OSError:
-        return False
-    return True
 
 
 def _session(model: Path, providers: list[Any], threads: int) -> Any:

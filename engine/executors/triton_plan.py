@@ -1,0 +1,149 @@
+"""A bundle's graph as a flat list of kernel launches: what the Triton executor runs.
+
+Reads model.onnx and nothing else. Knows nothing about devices and memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import numpy_helper
+
+from segue.errors import BundleError
+
+__all__ = ["INPUTS", "LOGITS", "PAIRS", "TOKENS", "Plan", "Step", "read_plan"]
+
+INPUTS = ("input_ids", "token_type_ids", "position_ids", "cu_seqlens")
+LOGITS = "logits"
+TOKENS, PAIRS = "tokens", "pairs"  # what a value has a row for
+# op of the graph -> launcher in segue.kernels
+_OPS = {
+    "Embed": "embed",
+    "PackedAttention": "packed_attention",
+    "ClsAttention": "cls_attention",
+    "LinearGelu": "linear_gelu",
+    "AddLayerNorm": "add_layer_norm",
+    "Softmax": "softmax",
+    "PoolClassify": "pool_classify",
+}
+_GEMM = {"alpha": 1.0, "beta": 1.0, "transA": 0, "transB": 1}
+
+
+@dataclass(frozen=True)
+class Step:
+    """One launch. inputs: the launcher's tensors in its order, by the names of values, weights or graph
+    inputs. The result has `columns` columns and a row for each of `rows`, TOKENS or PAIRS."""
+
+    name: str
+    op: str
+    inputs: tuple[str, ...]
+    options: dict[str, Any]
+    output: str
+    rows: str
+    columns: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The launches in order, the last giving the logits, and the weights that they read, by name."""
+
+    steps: tuple[Step, ...]
+    weights: dict[str, NDArray[Any]]
+
+    @property
+    def labels(self) -> int:
+        """Columns of the logits."""
+        return self.steps[-1].columns
+
+
+def read_plan(path: Path) -> Plan:
+    """The plan of the packed graph in the ONNX file at `path`.
+
+    Raises:
+        BundleError: the file is not readable, or a node of it is none that kernels run; the node is named.
+    """
+    try:
+        graph = onnx.load(str(path)).graph
+    except Exception as error:  # protobuf's and onnx's own classes, and OSError
+        raise BundleError(f"{path}: not readable as ONNX: {error}") from error
+    reader = _Reader(path, {tensor.name: tensor for tensor in graph.initializer})
+    for node in _needed(graph):
+        reader.read(node)
+    if not reader.steps or reader.steps[-1].output != LOGITS:
+        raise BundleError(f"{path}: no node gives {LOGITS!r}")
+    names = {name for step in reader.steps for name in step.inputs if name in reader.tensors}
+    weights = {name: numpy_helper.to_array(reader.tensors[name]) for name in sorted(names)}
+    return Plan(tuple(reader.steps), weights)
+
+
+def _needed(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """The nodes that the logits come from, in order; the head makes probabilities of them elsewhere."""
+    wanted = {LOGITS}
+    found: list[onnx.NodeProto] = []
+    for node in reversed(graph.node):
+        if wanted.intersection(node.output):
+            wanted.update(node.input)
+            found.append(node)
+    return reversed(found)
+
+
+class _Reader:
+    """Reads nodes one after the other, knowing what has been made so far."""
+
+    def __init__(self, path: Path, tensors: dict[str, onnx.TensorProto]) -> None:
+        self.path, self.tensors = path, tensors
+        self.steps: list[Step] = []
+        self._values: dict[str, tuple[str, int]] = {}  # name -> rows, columns
+        self._alias: dict[str, str] = {}  # what a Cast of a weight gives -> the weight
+        self._starts: set[str] = set()  # values that are cu_seqlens without its end
+
+    def read(self, node: onnx.NodeProto) -> None:
+        inputs = tuple(self._alias.get(name, name) for name in node.input)
+        attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+        kind = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
+        if kind == "Cast" and inputs[0] in self.tensors:
+            self._alias[node.output[0]] = inputs[0]
+        elif kind == "Slice" and inputs[0] == "cu_seqlens" and self._numbers(inputs[1:]) == [[0], [-1]]:
+            self._starts.add(node.output[0])
+        elif kind == "Gather" and inputs[1] in self._starts and not attributes.get("axis"):
+            self._add(node, "first_rows", (inputs[0], "cu_seqlens"), {})
+        elif kind == "Gemm" and _GEMM | attributes == _GEMM and len(inputs) == 3:
+            self._add(node, "linear", inputs, {})
+        elif node.domain == "segue" and node.op_type in _OPS:
+            options = {"heads": attributes["heads"]} if "heads" in attributes else {}
+            if "epsilon" in attributes:
+                options["eps"] = attributes["epsilon"]
+            self._add(node, _OPS[node.op_type], inputs, options)
+        else:
+            raise BundleError(f"{self.path}: the triton executor does not run node {node.name!r}, {kind}")
+
+    def _add(self, node: onnx.NodeProto, op: str, inputs: tuple[str, ...], options: dict[str, Any]) -> None:
+        for name in inputs:
+            if name not in self.tensors and name not in self._values and name not in INPUTS:
+                raise BundleError(f"{self.path}: node {node.name!r} reads {name!r}, which is no tensor here")
+        rows, columns = self._shape(op, inputs)
+        self._values[node.output[0]] = rows, columns
+        self.steps.append(Step(node.name, op, inputs, options, node.output[0], rows, columns))
+
+    def _shape(self, op: str, inputs: tuple[str, ...]) -> tuple[str, int]:
+        if op == "embed":
+            return TOKENS, self.tensors[inputs[3]].dims[1]
+        rows, columns = self._values[inputs[0]]
+        if op == "first_rows":
+            return PAIRS, columns
+        if op in ("linear", "linear_gelu"):
+            return rows, self.tensors[inputs[1]].dims[0]
+        if op == "pool_classify":
+            return rows, self.tensors[inputs[3]].dims[0]
+        return rows, columns // 3 if op == "packed_attention" else columns
+
+    def _numbers(self, names: tuple[str, ...]) -> list[list[int]]:
+        """The values of constant tensors; of the names that are none, nothing."""
+        known = (self.tensors[name] for name in names if name in self.tensors)
+        return [np.atleast_1d(numpy_helper.to_array(tensor)).tolist() for tensor in known]
