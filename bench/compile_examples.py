@@ -18,7 +18,7 @@ import segue.kernels
 __all__ = ["DTYPES", "Example", "examples"]
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
-_SIZES = (384, 768, 1024)  # E of the models; F = 4E
+_SIZES = (384, 768, 1024, 312)  # E of the models; F = 4E
 _HEADS = ((384, 12), (768, 12), (1024, 16), (1024, 8), (1024, 4))  # E, H, for D = 32, 64, 64, 128, 256
 _ROWS = (37, 300, 1100, 5003, 40_009)
 _MORE_ROWS = (1, 64, 512, 2048, 32_768)

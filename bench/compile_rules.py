@@ -5,8 +5,8 @@ An entry is what `compile_readers.read` gave for one kernel, and what it was cal
 floats.
 
 Operand tiles are what the 16 bytes are asked of: accesses through an argument that is a float matrix whose
-rows have a multiple of 8 elements, 64 or more, of a tile with two rows or more, or of 256 elements of one row. Biases and
-LayerNorm weights are vectors, ids and cu_seqlens integers: neither is asked.
+rows have a multiple of 8 elements, 64 or more, of a tile with two rows or more, or of 256 elements of one
+row. Biases and LayerNorm weights are vectors, ids and cu_seqlens integers: neither is asked.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from segue.kernels.door import check, check_live, check_out, check_vector
-from segue.kernels.launching import Cost, launch, target
+from segue.kernels.launching import Cost, launch, target, unit
 from segue.kernels.normalize import chunk_of, normalize, rows_of
 
 
@@ -27,7 +27,7 @@ def _add_layer_norm_kernel(
     x_ptr, residual_ptr, weight_ptr, bias_ptr, out_ptr, live_ptr,
     x_stride, residual_stride, out_stride,
     rows, eps,
-    E: tl.constexpr, CHUNK: tl.constexpr, ROWS: tl.constexpr,
+    E: tl.constexpr, CHUNK: tl.constexpr, ROWS: tl.constexpr, UNIT: tl.constexpr,
 ):  # fmt: skip
     if live_ptr is not None:
         rows = tl.minimum(rows, tl.load(live_ptr).to(tl.int32))
@@ -38,10 +38,10 @@ def _add_layer_norm_kernel(
     tiles = ()
     for i in tl.static_range(tl.cdiv(E, CHUNK)):
         mask = live & (i * CHUNK + column < E)
-        x = tl.load(x_ptr + row * x_stride + i * CHUNK + column, mask=mask, other=0.0).to(tl.float32)
-        residual_ptrs = residual_ptr + row * residual_stride + i * CHUNK + column
+        x = tl.load(x_ptr + row * (x_stride * UNIT) + i * CHUNK + column, mask=mask, other=0.0).to(tl.float32)
+        residual_ptrs = residual_ptr + row * (residual_stride * UNIT) + i * CHUNK + column
         tiles += (x + tl.load(residual_ptrs, mask=mask, other=0.0).to(tl.float32),)
-    normalize(tiles, weight_ptr, bias_ptr, out_ptr + row * out_stride + column, live, eps, E, CHUNK)
+    normalize(tiles, weight_ptr, bias_ptr, out_ptr + row * (out_stride * UNIT) + column, live, eps, E, CHUNK)
 
 
 def add_layer_norm(
@@ -67,10 +67,12 @@ def add_layer_norm(
     check_live(live, like=x)
     out = check_out(out, (rows, hidden), like=x, live=live)
     block, warps = rows_of(target(x.device), hidden, rows)
+    strides = x.stride(0), residual.stride(0), out.stride(0)
+    step = unit(*strides)
     launch(
         _add_layer_norm_kernel, (triton.cdiv(rows, block),),
-        x, residual, weight, bias, out, live, x.stride(0), residual.stride(0), out.stride(0), rows, eps,
-        E=hidden, CHUNK=chunk_of(hidden), ROWS=block, num_warps=warps, device=x.device,
+        x, residual, weight, bias, out, live, *(s // step for s in strides), rows, eps,
+        E=hidden, CHUNK=chunk_of(hidden), ROWS=block, UNIT=step, num_warps=warps, device=x.device,
     )  # fmt: skip
     return out
 

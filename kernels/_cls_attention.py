@@ -20,7 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from segue.kernels.door import check, check_bounds, check_out
-from segue.kernels.launching import Cost, launch, target
+from segue.kernels.launching import Cost, launch, target, unit
 
 _LOG2E = 1.4426950408889634
 _LANES = 128  # columns a program takes, whole heads of them
@@ -35,6 +35,7 @@ _TABLE = (
 def _cls_attention_kernel(
     q_ptr, kv_ptr, cu_seqlens_ptr, out_ptr, q_stride, kv_stride, out_stride, scale,
     E: tl.constexpr, D: tl.constexpr, DEPTH: tl.constexpr, HEADS: tl.constexpr, KEYS: tl.constexpr,
+    UNIT: tl.constexpr,
 ):  # fmt: skip
     pair = tl.program_id(0)
     start = tl.load(cu_seqlens_ptr + pair).to(tl.int64)
@@ -42,8 +43,9 @@ def _cls_attention_kernel(
     head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)[:, None]
     d = tl.arange(0, DEPTH)[None, :]
     column, mask = head * D + d, (head * D < E) & (d < D)
-    q_ptrs = q_ptr + pair.to(tl.int64) * q_stride + column
+    q_ptrs = q_ptr + pair.to(tl.int64) * (q_stride * UNIT) + column
     q = tl.load(q_ptrs, mask=mask & (length > 0), other=0.0).to(tl.float32) * scale
+    kv_stride = kv_stride * UNIT
     kv_ptr += start * kv_stride
     key = tl.arange(0, KEYS)
     most = tl.full((HEADS,), float("-inf"), dtype=tl.float32)
@@ -63,7 +65,7 @@ def _cls_attention_kernel(
         context = context * fade[:, None] + tl.sum(power[:, :, None] * v, axis=0)
         most = larger
     context = context / tl.where(length > 0, total, 1.0)[:, None]
-    out_ptrs = out_ptr + pair.to(tl.int64) * out_stride + column
+    out_ptrs = out_ptr + pair.to(tl.int64) * (out_stride * UNIT) + column
     tl.store(out_ptrs, context.to(out_ptr.dtype.element_ty), mask=mask)
 
 
@@ -95,10 +97,13 @@ def cls_attention(
     together = min(max(1, _LANES // padded), triton.next_power_of_2(heads))
     target(q.device)
     keys, warps = next(line[1:] for line in _TABLE if line[0] == q.dtype.itemsize)
+    strides = q.stride(0), kv.stride(0), out.stride(0)
+    step = unit(*strides)
     launch(
         _cls_attention_kernel, (pairs, triton.cdiv(heads, together)),
-        q, kv, cu_seqlens, out, q.stride(0), kv.stride(0), out.stride(0), depth**-0.5 * _LOG2E,
-        E=hidden, D=depth, DEPTH=padded, HEADS=together, KEYS=keys, num_warps=warps, device=q.device,
+        q, kv, cu_seqlens, out, *(s // step for s in strides), depth**-0.5 * _LOG2E,
+        E=hidden, D=depth, DEPTH=padded, HEADS=together, KEYS=keys, UNIT=step,
+        num_warps=warps, device=q.device,
     )  # fmt: skip
     return out
 

@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from segue.kernels.door import check, check_ids, check_live, check_out, check_vector
-from segue.kernels.launching import Cost, launch, target
+from segue.kernels.launching import Cost, launch, target, unit
 from segue.kernels.normalize import chunk_of, normalize, rows_of
 
 
@@ -26,16 +26,20 @@ def _embed_kernel(
     word_ptr, token_type_ptr, position_ptr, weight_ptr, bias_ptr, out_ptr, live_ptr,
     word_stride, token_type_stride, position_stride, out_stride,
     rows, eps,
-    E: tl.constexpr, CHUNK: tl.constexpr, ROWS: tl.constexpr,
+    E: tl.constexpr, CHUNK: tl.constexpr, ROWS: tl.constexpr, UNIT: tl.constexpr,
 ):  # fmt: skip
     if live_ptr is not None:
         rows = tl.minimum(rows, tl.load(live_ptr).to(tl.int32))
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     live = row < rows
     column = tl.arange(0, CHUNK)[None, :]
-    word = tl.load(input_ids_ptr + row, mask=live, other=0).to(tl.int64)[:, None] * word_stride
-    segment = tl.load(token_type_ids_ptr + row, mask=live, other=0).to(tl.int64)[:, None] * token_type_stride
-    place = tl.load(position_ids_ptr + row, mask=live, other=0).to(tl.int64)[:, None] * position_stride
+    word = tl.load(input_ids_ptr + row, mask=live, other=0).to(tl.int64)[:, None] * (word_stride * UNIT)
+    segment = tl.load(token_type_ids_ptr + row, mask=live, other=0).to(tl.int64)[:, None] * (
+        token_type_stride * UNIT
+    )
+    place = tl.load(position_ids_ptr + row, mask=live, other=0).to(tl.int64)[:, None] * (
+        position_stride * UNIT
+    )
     live = live[:, None]
     tiles = ()
     for i in tl.static_range(tl.cdiv(E, CHUNK)):
@@ -45,7 +49,7 @@ def _embed_kernel(
         total += tl.load(token_type_ptr + segment + offs, mask=mask, other=0.0).to(tl.float32)
         total += tl.load(position_ptr + place + offs, mask=mask, other=0.0).to(tl.float32)
         tiles += (total,)
-    out_ptrs = out_ptr + row.to(tl.int64)[:, None] * out_stride + column
+    out_ptrs = out_ptr + row.to(tl.int64)[:, None] * (out_stride * UNIT) + column
     normalize(tiles, weight_ptr, bias_ptr, out_ptrs, live, eps, E, CHUNK)
 
 
@@ -81,11 +85,13 @@ def embed(
     check_live(live, like=word)
     out = check_out(out, (tokens, hidden), like=word, live=live)
     rows, warps = rows_of(target(word.device), hidden, tokens)
+    strides = word.stride(0), token_type.stride(0), position.stride(0), out.stride(0)
+    step = unit(*strides)
     launch(
         _embed_kernel, (triton.cdiv(tokens, rows),),
         input_ids, token_type_ids, position_ids, word, token_type, position, weight, bias, out, live,
-        word.stride(0), token_type.stride(0), position.stride(0), out.stride(0), tokens, eps,
-        E=hidden, CHUNK=chunk_of(hidden), ROWS=rows, num_warps=warps, device=word.device,
+        *(s // step for s in strides), tokens, eps,
+        E=hidden, CHUNK=chunk_of(hidden), ROWS=rows, UNIT=step, num_warps=warps, device=word.device,
     )  # fmt: skip
     return out
 

@@ -17,17 +17,19 @@ import triton.language as tl
 from torch import Tensor
 
 from segue.kernels.door import check, check_ids, check_out
-from segue.kernels.launching import Cost, launch, target
+from segue.kernels.launching import Cost, launch, target, unit
 
 
 @triton.jit
-def _first_rows_kernel(x_ptr, cu_seqlens_ptr, out_ptr, x_stride, out_stride, E, BLOCK: tl.constexpr):
+def _first_rows_kernel(
+    x_ptr, cu_seqlens_ptr, out_ptr, x_stride, out_stride, E, BLOCK: tl.constexpr, UNIT: tl.constexpr
+):
     pair = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     start = tl.load(cu_seqlens_ptr + pair).to(tl.int64)
     filled = tl.load(cu_seqlens_ptr + pair + 1).to(tl.int64) > start
-    row = tl.load(x_ptr + start * x_stride + column, mask=(column < E) & filled, other=0.0)
-    tl.store(out_ptr + pair * out_stride + column, row, mask=column < E)
+    row = tl.load(x_ptr + start * (x_stride * UNIT) + column, mask=(column < E) & filled, other=0.0)
+    tl.store(out_ptr + pair * (out_stride * UNIT) + column, row, mask=column < E)
 
 
 def first_rows(x: Tensor, cu_seqlens: Tensor, *, out: Tensor | None = None) -> Tensor:
@@ -45,9 +47,11 @@ def first_rows(x: Tensor, cu_seqlens: Tensor, *, out: Tensor | None = None) -> T
     out = check_out(out, (pairs, hidden), like=x)
     target(x.device)
     block = min(1024, triton.next_power_of_2(hidden))
+    step = unit(x.stride(0), out.stride(0))
     launch(
         _first_rows_kernel, (pairs, triton.cdiv(hidden, block)),
-        x, cu_seqlens, out, x.stride(0), out.stride(0), hidden, BLOCK=block, num_warps=4, device=x.device,
+        x, cu_seqlens, out, x.stride(0) // step, out.stride(0) // step, hidden, BLOCK=block, UNIT=step,
+        num_warps=4, device=x.device,
     )  # fmt: skip
     return out
 

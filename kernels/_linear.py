@@ -23,7 +23,7 @@ import triton.language as tl
 from torch import Tensor
 
 from segue.kernels.door import check, check_live, check_out, check_vector
-from segue.kernels.launching import Cost, launch, target
+from segue.kernels.launching import Cost, launch, target, unit
 
 
 class _Tile(NamedTuple):
@@ -62,6 +62,7 @@ def _linear_kernel(
     rows,
     N: tl.constexpr, K: tl.constexpr, GELU: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, GROUP: tl.constexpr,
+    UNIT: tl.constexpr,
 ):  # fmt: skip
     if live_ptr is not None:
         rows = tl.minimum(rows, tl.load(live_ptr).to(tl.int32))
@@ -77,8 +78,8 @@ def _linear_kernel(
 
     # What lies beyond the last row or column is read from the last one again, and never written.
     read_row, read_column = tl.minimum(row, rows - 1).to(tl.int64), tl.minimum(column, N - 1)
-    x_ptrs = x_ptr + read_row[:, None] * x_stride + k[None, :]
-    weight_ptrs = weight_ptr + read_column[:, None] * weight_stride + k[None, :]
+    x_ptrs = x_ptr + read_row[:, None] * (x_stride * UNIT) + k[None, :]
+    weight_ptrs = weight_ptr + read_column[:, None] * (weight_stride * UNIT) + k[None, :]
     product = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
     for start in range(0, K, DEPTH):
         if K % DEPTH == 0:
@@ -96,9 +97,9 @@ def _linear_kernel(
     mask = (row[:, None] < rows) & (column[None, :] < N)
     row = row.to(tl.int64)[:, None]
     if residual_ptr is not None:
-        residual_ptrs = residual_ptr + row * residual_stride + column[None, :]
+        residual_ptrs = residual_ptr + row * (residual_stride * UNIT) + column[None, :]
         result += tl.load(residual_ptrs, mask=mask, other=0.0).to(tl.float32)
-    out_ptrs = out_ptr + row * out_stride + column[None, :]
+    out_ptrs = out_ptr + row * (out_stride * UNIT) + column[None, :]
     tl.store(out_ptrs, result.to(out_ptr.dtype.element_ty), mask=mask)
 
 
@@ -158,12 +159,14 @@ def _multiply(
     check_live(live, like=x)
     out = check_out(out, (rows, columns), like=x, live=live)
     tile = _configure(target(x.device), x.dtype, rows)
+    more = x if residual is None else residual
+    strides = x.stride(0), weight.stride(0), more.stride(0), out.stride(0)
+    step = unit(*strides)
     launch(
         _linear_kernel, (triton.cdiv(rows, tile.rows) * triton.cdiv(columns, tile.columns),),
         x, weight, bias, residual, out, live,
-        x.stride(0), weight.stride(0), residual.stride(0) if residual is not None else 0, out.stride(0),
-        rows, N=columns, K=depth, GELU=gelu,
-        ROWS=tile.rows, COLUMNS=tile.columns, DEPTH=tile.depth, GROUP=_GROUP,
+        *(s // step for s in strides), rows, N=columns, K=depth, GELU=gelu,
+        ROWS=tile.rows, COLUMNS=tile.columns, DEPTH=tile.depth, GROUP=_GROUP, UNIT=step,
         num_warps=tile.warps, num_stages=tile.stages, device=x.device,
     )  # fmt: skip
     return out

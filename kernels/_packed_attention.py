@@ -27,7 +27,7 @@ import triton.language as tl
 from torch import Tensor
 
 from segue.kernels.door import check, check_bounds, check_out
-from segue.kernels.launching import Cost, launch, target
+from segue.kernels.launching import Cost, launch, target, unit
 
 _SHORT, _SHORT_DEPTH = 32, 64  # tokens of a pair, and head size, that a warp holds in one tile
 _LOG2E = 1.4426950408889634
@@ -113,9 +113,11 @@ def _packed_attention_kernel(
     E: tl.constexpr, D: tl.constexpr, DEPTH: tl.constexpr,
     QUERIES: tl.constexpr, KEYS: tl.constexpr,
     SHORT: tl.constexpr, TOGETHER: tl.constexpr, LONG: tl.constexpr,
+    UNIT: tl.constexpr,
 ):  # fmt: skip
     """SHORT: tokens of a pair that takes the short path, TOGETHER heads a program. LONG: others are there,
     and a program has one head, so that of TOGETHER programs one has a short pair's work."""
+    stride, out_stride = stride * UNIT, out_stride * UNIT
     pair = tl.program_id(0) // tiles
     first = tl.program_id(0) % tiles * QUERIES
     head = tl.program_id(1) if LONG else tl.program_id(1) * TOGETHER
@@ -156,12 +158,13 @@ def packed_attention(
     short = _SHORT if qkv.dtype.itemsize == 2 and depth <= _SHORT_DEPTH else 0
     long = longest > short
     tiles = triton.cdiv(longest, tile.queries)
+    step = unit(qkv.stride(0), out.stride(0))
     launch(
         _packed_attention_kernel,
         ((len(cu_seqlens) - 1) * tiles, heads if long else triton.cdiv(heads, tile.warps)),
-        qkv, cu_seqlens, out, qkv.stride(0), out.stride(0), tiles, depth**-0.5 * _LOG2E,
+        qkv, cu_seqlens, out, qkv.stride(0) // step, out.stride(0) // step, tiles, depth**-0.5 * _LOG2E,
         E=hidden, D=depth, DEPTH=max(16, triton.next_power_of_2(depth)),
-        QUERIES=tile.queries, KEYS=tile.keys, SHORT=short, TOGETHER=tile.warps, LONG=long,
+        QUERIES=tile.queries, KEYS=tile.keys, SHORT=short, TOGETHER=tile.warps, LONG=long, UNIT=step,
         num_warps=tile.warps, num_stages=tile.stages, device=qkv.device,
     )  # fmt: skip
     return out

@@ -20,7 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from segue.kernels.door import check, check_out, check_vector
-from segue.kernels.launching import Cost, launch, target
+from segue.kernels.launching import Cost, launch, target, unit
 
 
 class _Tile(NamedTuple):
@@ -46,14 +46,15 @@ def _pool_classify_kernel(
     rows,
     E: tl.constexpr, C: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, LABELS: tl.constexpr,
+    UNIT: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    read_row = tl.minimum(row, rows - 1).to(tl.int64)[:, None] * cls_stride
+    read_row = tl.minimum(row, rows - 1).to(tl.int64)[:, None] * (cls_stride * UNIT)
     k, label = tl.arange(0, DEPTH), tl.arange(0, LABELS)
     logits = tl.zeros((ROWS, LABELS), dtype=tl.float32)
     for first in range(0, E, COLUMNS):
         column = first + tl.arange(0, COLUMNS)
-        pooler_ptrs = pooler_ptr + tl.minimum(column, E - 1)[:, None] * pooler_stride + k[None, :]
+        pooler_ptrs = pooler_ptr + tl.minimum(column, E - 1)[:, None] * (pooler_stride * UNIT) + k[None, :]
         pooled = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
         for start in range(0, E, DEPTH):
             if E % DEPTH == 0:
@@ -101,13 +102,15 @@ def pool_classify(
     out = check_out(out, (rows, labels), like=cls, wide=True)
     device = target(cls.device)
     tile = next(tile for devices, size, tile in _TABLE if device in devices and size == cls.dtype.itemsize)
+    step = unit(cls.stride(0), pooler_weight.stride(0))
     launch(
         _pool_classify_kernel, (triton.cdiv(rows, tile.rows),),
         cls, pooler_weight, pooler_bias, classifier_weight, classifier_bias, out,
-        cls.stride(0), pooler_weight.stride(0), classifier_weight.stride(0), out.stride(0), rows,
+        cls.stride(0) // step, pooler_weight.stride(0) // step,
+        classifier_weight.stride(0), out.stride(0), rows,
         E=hidden, C=labels, ROWS=tile.rows, COLUMNS=tile.columns, DEPTH=tile.depth,
         LABELS=max(16, triton.next_power_of_2(labels)),
-        num_warps=tile.warps, num_stages=tile.stages, device=cls.device,
+        UNIT=step, num_warps=tile.warps, num_stages=tile.stages, device=cls.device,
     )  # fmt: skip
     return out
 

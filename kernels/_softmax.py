@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from segue.kernels.door import check, check_out
-from segue.kernels.launching import Cost, launch, target
+from segue.kernels.launching import Cost, launch, target, unit
 
 _LOG2E = tl.constexpr(1.4426950408889634)
 _TABLE = (
@@ -33,24 +33,25 @@ _TABLE = (
 
 @triton.jit(do_not_specialize=["rows"])
 def _narrow_softmax_kernel(
-    x_ptr, out_ptr, x_stride, out_stride, rows, C: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr
-):
+    x_ptr, out_ptr, x_stride, out_stride, rows,
+    C: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, UNIT: tl.constexpr,
+):  # fmt: skip
     row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS))[:, None]
     column = tl.arange(0, BLOCK)[None, :]
     mask = (row < rows) & (column < C)
     row = row.to(tl.int64)
-    x = tl.load(x_ptr + row * x_stride + column, mask=mask, other=0.0).to(tl.float32)
+    x = tl.load(x_ptr + row * (x_stride * UNIT) + column, mask=mask, other=0.0).to(tl.float32)
     x = tl.where(column < C, x, float("-inf"))
     power = tl.exp2((x - tl.max(x, axis=1)[:, None]) * _LOG2E)
     result = power / tl.sum(power, axis=1)[:, None]
-    tl.store(out_ptr + row * out_stride + column, result.to(out_ptr.dtype.element_ty), mask=mask)
+    tl.store(out_ptr + row * (out_stride * UNIT) + column, result.to(out_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit
-def _wide_softmax_kernel(x_ptr, out_ptr, x_stride, out_stride, C, BLOCK: tl.constexpr):
+def _wide_softmax_kernel(x_ptr, out_ptr, x_stride, out_stride, C, BLOCK: tl.constexpr, UNIT: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
-    x_ptr += row * x_stride
-    out_ptr += row * out_stride
+    x_ptr += row * (x_stride * UNIT)
+    out_ptr += row * (out_stride * UNIT)
     column = tl.arange(0, BLOCK)
     # Each lane carries the maximum and the sum of its own columns; they meet once, at the end.
     most = tl.full((BLOCK,), float("-inf"), dtype=tl.float32)
@@ -84,8 +85,9 @@ def softmax(x: Tensor, *, out: Tensor | None = None) -> Tensor:
     out = check_out(out, (rows, columns), like=x)
     target(x.device)
     most, block_rows, block, warps = _configure(columns)
-    strides = x.stride(0), out.stride(0)
-    options = {"BLOCK": block, "num_warps": warps, "device": x.device}
+    step = unit(x.stride(0), out.stride(0))
+    strides = x.stride(0) // step, out.stride(0) // step
+    options = {"BLOCK": block, "UNIT": step, "num_warps": warps, "device": x.device}
     if most is None:
         launch(_wide_softmax_kernel, (rows,), x, out, *strides, columns, **options)
     else:

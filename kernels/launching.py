@@ -6,7 +6,7 @@ set before this is imported, kernels run on CPU tensors, slowly, as NumPy.
 
 from __future__ import annotations
 
-__all__ = ["INTERPRETED", "TARGETS", "Cost", "launch", "run", "target"]
+__all__ = ["INTERPRETED", "TARGETS", "Cost", "launch", "run", "target", "unit"]
 
 from contextlib import nullcontext
 from functools import cache
@@ -59,6 +59,12 @@ def target(device: torch.device) -> str:
         ValueError: kernels do not run there.
     """
     return "sm_80" if INTERPRETED else _target(device.type, device.index)
+
+
+def unit(*strides: int) -> int:
+    """8 where it divides every stride, else 1. Kernels get row strides in such units: of a number that it is
+    given, Triton learns only whether 16 divides it, and rows of E = 312 would be read 2 bytes at a time."""
+    return 8 if all(stride % 8 == 0 for stride in strides) else 1
 
 
 @cache
