@@ -70,9 +70,11 @@ def measure_cosine(encoder: Path, train: dict, held_out: dict, *, pairs: int) ->
 def learning_curve(
     course: Sequence[tuple[int, Path]], tune: dict[str, list[Document]], *, pairs: int
 ) -> list[dict[str, Any]]:
-    """Accuracy on the documents to tune on after so many pairs: was the training long enough?"""
+    """Accuracy on the documents to tune on, negatives from another document, after so many pairs: was the
+    training long enough?"""
     novels = [chapter for name, chapters in tune.items() if name != "articles" for chapter in chapters]
-    sets = _judged({"articles": tune["articles"], "novels": novels}, pairs)
+    found = _judged({"articles": tune["articles"], "novels": novels}, pairs)
+    sets = {name: found[f"{name}, other document"] for name in ("articles", "novels")}
     curve = []
     for seen, checkpoint in course:
         model, tokenizer = load(checkpoint, max_tokens=512)

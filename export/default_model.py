@@ -107,7 +107,9 @@ def main(argv: list[str] | None = None) -> None:
         **measure(arguments.out, training_sources(tune), held_out, pairs=arguments.pairs),
         "seed_pairs": seed_scores(*load(arguments.out, max_tokens=512), SEEDS),
         "cosine": measure_cosine(encoder, train, held_out, pairs=arguments.pairs),
-        "learning_curve": learning_curve(_course(arguments.work, arguments.out), tune, pairs=arguments.pairs),
+        "learning_curve": learning_curve(
+            _course(arguments.work, arguments.out), tune, pairs=arguments.pairs // 4
+        ),
         "stages": [asdict(stage) for stage in STAGES],
         "tuned_on": {name: [d.name for d in documents] for name, documents in tune.items()},
         "held_out": {name: [d.name for d in documents] for name, documents in held_out.items()},
