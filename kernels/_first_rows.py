@@ -18,18 +18,27 @@ from torch import Tensor
 
 from segue.kernels.door import check, check_ids, check_out
 from segue.kernels.launching import Cost, launch, target, unit
+from segue.kernels.normalize import chunk_of
+
+_ROWS = 8  # a program and warp
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["pairs"])
 def _first_rows_kernel(
-    x_ptr, cu_seqlens_ptr, out_ptr, x_stride, out_stride, E, BLOCK: tl.constexpr, UNIT: tl.constexpr
-):
-    pair = tl.program_id(0).to(tl.int64)
-    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    start = tl.load(cu_seqlens_ptr + pair).to(tl.int64)
-    filled = tl.load(cu_seqlens_ptr + pair + 1).to(tl.int64) > start
-    row = tl.load(x_ptr + start * (x_stride * UNIT) + column, mask=(column < E) & filled, other=0.0)
-    tl.store(out_ptr + pair * (out_stride * UNIT) + column, row, mask=column < E)
+    x_ptr, cu_seqlens_ptr, out_ptr, x_stride, out_stride, pairs,
+    E: tl.constexpr, CHUNK: tl.constexpr, ROWS: tl.constexpr, UNIT: tl.constexpr,
+):  # fmt: skip
+    pair = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    live = pair < pairs
+    start = tl.load(cu_seqlens_ptr + pair, mask=live, other=0).to(tl.int64)
+    filled = tl.load(cu_seqlens_ptr + pair + 1, mask=live, other=0).to(tl.int64) > start
+    live, filled, column = live[:, None], filled[:, None], tl.arange(0, CHUNK)[None, :]
+    x_ptrs = x_ptr + start[:, None] * (x_stride * UNIT) + column
+    out_ptrs = out_ptr + pair.to(tl.int64)[:, None] * (out_stride * UNIT) + column
+    for i in tl.static_range(tl.cdiv(E, CHUNK)):
+        mask = live & (i * CHUNK + column < E)
+        row = tl.load(x_ptrs + i * CHUNK, mask=mask & filled, other=0.0)
+        tl.store(out_ptrs + i * CHUNK, row, mask=mask)
 
 
 def first_rows(x: Tensor, cu_seqlens: Tensor, *, out: Tensor | None = None) -> Tensor:
@@ -46,12 +55,11 @@ def first_rows(x: Tensor, cu_seqlens: Tensor, *, out: Tensor | None = None) -> T
     pairs = len(cu_seqlens) - 1
     out = check_out(out, (pairs, hidden), like=x)
     target(x.device)
-    block = min(1024, triton.next_power_of_2(hidden))
     step = unit(x.stride(0), out.stride(0))
     launch(
-        _first_rows_kernel, (pairs, triton.cdiv(hidden, block)),
-        x, cu_seqlens, out, x.stride(0) // step, out.stride(0) // step, hidden, BLOCK=block, UNIT=step,
-        num_warps=4, device=x.device,
+        _first_rows_kernel, (triton.cdiv(pairs, _ROWS),),
+        x, cu_seqlens, out, x.stride(0) // step, out.stride(0) // step, pairs,
+        E=hidden, CHUNK=chunk_of(hidden), ROWS=_ROWS, UNIT=step, num_warps=1, device=x.device,
     )  # fmt: skip
     return out
 

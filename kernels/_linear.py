@@ -36,7 +36,7 @@ class _Tile(NamedTuple):
 
 _TABLE = (
     # target, bytes of an element, up to so many rows: rows, columns and depth of a tile, warps, stages
-    ("sm_80", 2, 256, _Tile(32, 64, 64, 4, 4)),
+    ("sm_80", 2, 256, _Tile(32, 32, 64, 4, 4)),
     ("sm_80", 2, 2048, _Tile(64, 64, 64, 4, 4)),
     ("sm_80", 2, None, _Tile(128, 128, 64, 8, 3)),
     ("sm_80", 4, None, _Tile(64, 64, 32, 4, 3)),
@@ -81,15 +81,14 @@ def _linear_kernel(
     x_ptrs = x_ptr + read_row[:, None] * (x_stride * UNIT) + k[None, :]
     weight_ptrs = weight_ptr + read_column[:, None] * (weight_stride * UNIT) + k[None, :]
     product = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
-    for start in range(0, K, DEPTH):
-        if K % DEPTH == 0:
-            x, weight = tl.load(x_ptrs), tl.load(weight_ptrs)
-        else:
-            x = tl.load(x_ptrs, mask=k[None, :] < K - start, other=0.0)
-            weight = tl.load(weight_ptrs, mask=k[None, :] < K - start, other=0.0)
-        product = tl.dot(x, weight.T, product, input_precision="ieee")
+    for _ in range(K // DEPTH):
+        product = tl.dot(tl.load(x_ptrs), tl.load(weight_ptrs).T, product, input_precision="ieee")
         x_ptrs += DEPTH
         weight_ptrs += DEPTH
+    if K % DEPTH:
+        inside = k[None, :] < K % DEPTH
+        x, weight = tl.load(x_ptrs, mask=inside, other=0.0), tl.load(weight_ptrs, mask=inside, other=0.0)
+        product = tl.dot(x, weight.T, product, input_precision="ieee")
 
     result = product + tl.load(bias_ptr + read_column).to(tl.float32)[None, :]
     if GELU:

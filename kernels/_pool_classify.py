@@ -68,7 +68,7 @@ def _pool_classify_kernel(
         there = column < E
         pooled += tl.load(pooler_bias_ptr + column, mask=there, other=0.0).to(tl.float32)[None, :]
         pooled = 2.0 * tl.sigmoid(2.0 * pooled) - 1.0  # tanh
-        classifier_ptrs = classifier_ptr + label[None, :] * classifier_stride + column[:, None]
+        classifier_ptrs = classifier_ptr + label[None, :] * (classifier_stride * UNIT) + column[:, None]
         mask = there[:, None] & (label < C)[None, :]
         classifier = tl.load(classifier_ptrs, mask=mask, other=0.0).to(tl.float32)
         logits = tl.dot(pooled, classifier, logits, input_precision="ieee")
@@ -102,12 +102,12 @@ def pool_classify(
     out = check_out(out, (rows, labels), like=cls, wide=True)
     device = target(cls.device)
     tile = next(tile for devices, size, tile in _TABLE if device in devices and size == cls.dtype.itemsize)
-    step = unit(cls.stride(0), pooler_weight.stride(0))
+    step = unit(cls.stride(0), pooler_weight.stride(0), classifier_weight.stride(0))
     launch(
         _pool_classify_kernel, (triton.cdiv(rows, tile.rows),),
         cls, pooler_weight, pooler_bias, classifier_weight, classifier_bias, out,
         cls.stride(0) // step, pooler_weight.stride(0) // step,
-        classifier_weight.stride(0), out.stride(0), rows,
+        classifier_weight.stride(0) // step, out.stride(0), rows,
         E=hidden, C=labels, ROWS=tile.rows, COLUMNS=tile.columns, DEPTH=tile.depth,
         LABELS=max(16, triton.next_power_of_2(labels)),
         UNIT=step, num_warps=tile.warps, num_stages=tile.stages, device=cls.device,

@@ -20,6 +20,8 @@ _TABLE = (
     (_NVIDIA, 768, None, 16, 4),
     (_NVIDIA, None, 1024, 2, 1),
     (_NVIDIA, None, None, 8, 4),
+    (_AMD, 448, 1024, 8, 1),
+    (_AMD, 448, None, 32, 4),
     (_AMD, None, 1024, 4, 1),
     (_AMD, None, None, 16, 4),
 )
