@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 
 from segue import BundleError, Engine, ExecutorUnavailable, InputError, SegueError
+from segue.batching import PackedBatch
 from segue.bundle import read_bundle
 from segue.export.sentences import SENTENCES
 
@@ -84,9 +85,11 @@ def executed(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Return the tokens of each batch that the executor is given from here on."""
     tokens: list[int] = []
     run = engine._executor.run
-    monkeypatch.setattr(
-        engine._executor, "run", lambda batch: tokens.append(len(batch.input_ids)) or run(batch)
-    )
+
+    def noting(batches: Iterable[PackedBatch]) -> Iterator[np.ndarray]:
+        return run(tokens.append(len(batch.input_ids)) or batch for batch in batches)
+
+    monkeypatch.setattr(engine._executor, "run", noting)
     return tokens
 
 
@@ -201,7 +204,7 @@ def test_rank_gives_plain_values_and_cuts_to_top_k(engine):
 def test_rank_tells_apart_what_float32_cannot(engine, monkeypatch):
     """Margins of 20 and of 30 are both 1.0 as float32 probabilities."""
     logits = np.float32([[20, 0], [30, 0], [25, 0]])
-    monkeypatch.setattr(engine._executor, "run", lambda batch: logits)
+    monkeypatch.setattr(engine._executor, "run", lambda batches: (logits for _ in batches))
     same_length = ["a", "b", "c"]
     assert engine.score([("q", text) for text in same_length]).tolist() == [1, 1, 1]
     assert [entry["corpus_id"] for entry in engine.rank("q", same_length)] == [1, 2, 0]
@@ -423,7 +426,7 @@ def test_warmup_changes_nothing(engine, caplog):
         ({"threads": 1.5}, InputError, "threads"),
         ({"max_batch_tokens": -1}, InputError, "max_batch_tokens"),
         ({"batch_invariant": "yes"}, InputError, "batch_invariant"),
-        ({"executor": "triton"}, ExecutorUnavailable, "executor='triton'"),
+        ({"executor": "triton", "device": "cuda"}, ExecutorUnavailable, "executor='triton', device='cuda'"),
         ({"precision": "float16"}, ExecutorUnavailable, "computes in float32"),
         ({"device": "cuda", "executor": "onnxruntime"}, ExecutorUnavailable, "onnxruntime-gpu"),
         ({"device": "cuda:1"}, ExecutorUnavailable, "device='cuda:1'"),
@@ -452,10 +455,11 @@ def test_a_cuda_provider_that_does_not_start_is_no_silent_cpu(make_bundle, monke
 
 
 def test_values_that_are_not_finite_name_the_pair(engine, monkeypatch):
-    def run(batch: Any) -> np.ndarray:
-        logits = np.zeros((len(batch.cu_seqlens) - 1, 2), dtype=np.float32)
-        logits[0] = np.nan  # the longest pair comes first
-        return logits
+    def run(batches: Iterable[PackedBatch]) -> Iterator[np.ndarray]:
+        for batch in batches:
+            logits = np.zeros((len(batch.cu_seqlens) - 1, 2), dtype=np.float32)
+            logits[0] = np.nan  # the longest pair comes first
+            yield logits
 
     monkeypatch.setattr(engine._executor, "run", run)
     with pytest.raises(SegueError, match=r"pairs\[2\]: the model's logits are not finite"):

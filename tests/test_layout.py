@@ -35,6 +35,8 @@ ROOMS = {
 PACKAGE = {"kernels": "segue.kernels", "engine": "segue", "export": "segue.export"}
 # the files of the engine that may reach into the export room, when a checkpoint or a subcommand asks for it
 MAY_EXPORT = {"cache.py", "cli.py"}
+# what the files of the Triton executor may import besides, at once: they are imported when it is asked for
+TRITON_EXECUTOR = {"torch", "triton", "onnx", "segue.kernels"}
 
 
 def _files() -> list[Path]:
@@ -59,6 +61,10 @@ def _imports(path: Path) -> list[tuple[str, bool]]:
     return found
 
 
+def _of_triton(path: Path) -> bool:
+    return path.parent.name == "executors" and path.name.startswith("triton")
+
+
 def _within(module: str, names: set[str]) -> bool:
     return any(module == name or module.startswith(name + ".") for name in names)
 
@@ -70,8 +76,8 @@ def test_each_room_imports_what_it_may(path):
         if module.split(".")[0] in STANDARD or module in ("segue", "segue.__version__"):
             continue
         allowed = _within(module, ROOMS[room] | {PACKAGE[room]})
-        if room == "engine" and _within(module, {"segue.export", "segue.kernels"}):
-            allowed = module.startswith("segue.export") and path.name in MAY_EXPORT
+        if room == "engine" and _within(module, TRITON_EXECUTOR | {"segue.export"}):
+            allowed = path.name in MAY_EXPORT if _within(module, {"segue.export"}) else _of_triton(path)
         assert allowed, f"{path.relative_to(ROOT)}: {room}/ may not import {module}"
 
 
@@ -80,7 +86,11 @@ def test_each_room_imports_what_it_may(path):
 )
 def test_the_engine_imports_heavy_packages_only_when_asked(path):
     eager = {module for module, at_import in _imports(path) if at_import}
-    heavy = {"torch", "triton", "onnx", "transformers", "segue.export", "segue.kernels"}
+    heavy = TRITON_EXECUTOR | {"transformers", "segue.export"}
+    if _of_triton(path):
+        heavy -= TRITON_EXECUTOR
+    else:
+        heavy |= {"segue.executors.onnxruntime", "segue.executors.triton"}
     assert not any(_within(module, heavy) for module in eager)
     if path.name != "onnxruntime.py":
         assert not _within("onnxruntime", eager)

@@ -32,7 +32,8 @@ for number in range(batches):
     shapes[number] = pairs, tokens, longest
     positions = np.arange(tokens) - np.repeat(bounds[:-1], lengths)
     types = (positions > 1).astype(np.int64)
-    executor.run(PackedBatch(draw.integers(0, 300, tokens), types, positions, bounds))
+    batch = PackedBatch(draw.integers(0, 300, tokens), types, positions, bounds)
+    assert next(executor.run([batch])).shape == (pairs, 2)
     if (number + 1) % (batches // 10) == 0:
         print(megabytes(), flush=True)
 print(len(np.unique(shapes, axis=0)))

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segue.batching import PackedBatch, pack
-from segue.errors import ExecutorUnavailable, InputError, SegueError
+from segue.errors import BundleError, ExecutorUnavailable, InputError, SegueError
 from segue.text import Encoded, Ints
 
 __all__ = ["EXECUTORS", "Executor", "driver_loads", "execute", "open_executor"]
@@ -62,6 +62,7 @@ def open_executor(
 
     Raises:
         InputError: a name is unknown.
+        BundleError: the graph is none that the executor runs.
         ExecutorUnavailable: what was asked for by name cannot be had here.
     """
     if executor not in EXECUTORS:
@@ -70,16 +71,23 @@ def open_executor(
         raise InputError(f"device: expected auto, cpu, cuda or cuda:N, got {device!r}")
     if precision not in (None, "float32", "float16", "bfloat16"):
         raise InputError(f"precision: expected float32, float16, bfloat16 or None, got {precision!r}")
-    if executor == "triton" or (executor == "auto" and device != "cpu" and _triton_works()):
+    if executor == "triton" or (executor == "auto" and device != "cpu" and _triton_works(device)):
         try:
             from segue.executors.triton import TritonExecutor
         except ImportError as error:
             raise ExecutorUnavailable(
-                f"executor='triton' needs the package {error.name}: pip install 'segue[gpu]'"
+                f"executor='triton' needs the package {error.name or error}: pip install 'segue[gpu]'"
             ) from error
-        return TritonExecutor.open(
-            model, device=device, precision=precision, batch_tokens=batch_tokens, longest=longest
-        )
+        try:
+            return TritonExecutor.open(
+                model, device=device, precision=precision, batch_tokens=batch_tokens, longest=longest
+            )
+        except BundleError as error:  # a flat graph, or another that kernels do not run
+            if executor != "auto":
+                raise
+            import logging
+
+            logging.getLogger("segue").warning("%s: ONNX Runtime runs it instead", error)
     try:
         from segue.executors.onnxruntime import OnnxRuntimeExecutor
     except ImportError as error:
@@ -101,13 +109,13 @@ def driver_loads() -> bool:
     return True
 
 
-def _triton_works() -> bool:
-    """Tell whether kernels would run on a GPU here; imports PyTorch only where all else speaks for it."""
+def _triton_works(device: str) -> bool:
+    """Tell whether kernels would run on that GPU; imports PyTorch only where all else speaks for it."""
     if not driver_loads() or any(find_spec(name) is None for name in ("torch", "triton", "onnx")):
         return False
-    import torch
+    from segue.executors.triton_device import works
 
-    return bool(torch.cuda.is_available())
+    return works(device)
 
 
 def execute(

@@ -7,7 +7,7 @@ it; there nothing is captured.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -19,9 +19,11 @@ from torch import Tensor
 
 from segue import kernels
 from segue.batching import PackedBatch
-from segue.errors import ExecutorUnavailable, InputError, SegueError
+from segue.errors import BundleError, ExecutorUnavailable, InputError, SegueError
 from segue.executors.triton_buckets import Bucket, bucket_of, buckets
-from segue.executors.triton_memory import arrange
+from segue.executors.triton_compiles import warm, watch
+from segue.executors.triton_device import choose, record
+from segue.executors.triton_memory import arrange, arrange_numbers
 from segue.executors.triton_plan import PAIRS, TOKENS, Plan, Step, read_plan
 from segue.kernels.launching import INTERPRETED, target
 
@@ -49,24 +51,26 @@ class TritonExecutor:
         pairs of up to `longest`."""
         self.precision, self.device, self.batch_tokens = precision, str(device), batch_tokens
         self._plan, self._device, self._dtype = plan, device, _PRECISIONS[precision]
-        self._rounds = not INTERPRETED  # to buckets; an interpreted program costs as much if it does nothing
         self._buckets = buckets(batch_tokens, longest)
-        rows = {TOKENS: self._buckets[-1].tokens, PAIRS: max(bucket.pairs for bucket in self._buckets)}
-        self._places, size = arrange(plan, rows)
+        self._most = Bucket(self._buckets[-1].tokens, max(bucket.pairs for bucket in self._buckets), longest)
+        self._places, size = arrange(plan, {TOKENS: self._most.tokens, PAIRS: self._most.pairs})
+        # Everything of this engine runs in one stream, so that its threads take turns on the device too.
+        self._stream = None if INTERPRETED else torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         with self._on_device():
-            self._weights = {
-                name: torch.from_numpy(values.copy()).to(device, self._dtype)
-                for name, values in plan.weights.items()
-            }
+            self._weights = {name: self._weight(name, values) for name, values in plan.weights.items()}
             self._arena = torch.empty(size, device=device, dtype=self._dtype)
-            self._numbers = torch.zeros(3 * rows[TOKENS] + rows[PAIRS] + 1, device=device, dtype=torch.int32)
-            self._logits = torch.empty(rows[PAIRS], plan.labels, device=device)
-            self._stream = None if INTERPRETED else torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        self._graphs: dict[Bucket, Any] = {}
+            _, numbers = arrange_numbers(self._most.tokens, self._most.pairs)
+            self._numbers = torch.zeros(numbers, device=device, dtype=torch.int32)
+            self._logits = torch.empty(self._most.pairs, plan.labels, device=device, dtype=torch.float32)
+        # An interpreted program costs as much if it does nothing, and there is nothing to capture.
+        self._rounds = not INTERPRETED
+        self._record: Callable[[Callable[[], None]], Any] | None = None if INTERPRETED else record
+        self._graphs: dict[Bucket, Any] = {}  # what has been captured, each to `replay`
         self._ran: set[Bucket] = set()
+        self._warm = False
         self._lock = Lock()
         self._broken = ""
-        self.description = self._describe(rows, size)
+        self.description = self._describe()
 
     @classmethod
     def open(
@@ -75,28 +79,30 @@ class TritonExecutor:
         """Load `model`.
 
         Raises:
-            BundleError: the graph has a node that kernels do not run.
+            BundleError: the graph has a node that kernels do not run, or a weight that the precision cannot
+                hold.
             ExecutorUnavailable: there is no such GPU and kernels are not interpreted, or it has not the
                 memory.
         """
-        chosen = _device(device)
+        chosen = choose(device)
         try:
             target(chosen)
             return cls(
                 read_plan(model), chosen, precision or _DEFAULT, batch_tokens or _BATCH_TOKENS, longest
             )
-        except ValueError as error:
-            raise ExecutorUnavailable(f"executor='triton': {error}") from error
-        except torch.cuda.OutOfMemoryError as error:
+        except torch.OutOfMemoryError as error:
             raise ExecutorUnavailable(
                 f"executor='triton': {chosen} has not the memory for this model and max_batch_tokens: {error}"
             ) from error
+        except (ValueError, RuntimeError) as error:
+            raise ExecutorUnavailable(f"executor='triton', device={str(chosen)!r}: {error}") from error
 
     def run(self, batches: Iterable[PackedBatch]) -> Iterator[_Logits]:
         """Yield the logits `[B, C]` of each batch, in order; a batch is taken from the iterable, and so made,
         while the one before is computed.
 
         Raises:
+            InputError: a batch is larger than what the executor was laid out for.
             SegueError: the device failed. The message says whether the engine can be used again.
         """
         waiting: Callable[[], _Logits] | None = None
@@ -109,49 +115,63 @@ class TritonExecutor:
             yield waiting()
 
     def warm_up(self) -> Iterator[tuple[int, int]]:
-        """Compile every kernel and capture every graph; yields (done, of how many) on the way."""
+        """Compile every kernel and capture every graph; yields (done, of how many) on the way. What is
+        compiled after that is logged."""
         sizes = self._buckets if self._rounds else self._buckets[:1]
-        for step, rounds in enumerate((self._launch, self._capture) if self._rounds else (self._launch,)):
-            for number, bucket in enumerate(sizes):
-                with self._lock, self._on_device(), self._failing():
-                    self._numbers.zero_()
-                    rounds(bucket)
-                    self._ran.add(bucket)
-                yield step * len(sizes) + number + 1, (1 + self._rounds) * len(sizes)
+        rounds = [self._launch, self._capture] if self._record else [self._launch]
+        done, count = 0, len(rounds) * len(sizes)
+        for act in rounds:
+            for bucket in sizes:
+                with self._lock, self._failing(), self._on_device():
+                    if bucket not in self._graphs:
+                        self._numbers.zero_()  # no token is live
+                        act(bucket)
+                        self._ran.add(bucket)
+                done += 1
+                yield done, count
+        with self._lock, self._failing():
+            if self._stream:
+                self._stream.synchronize()
+        watch()
+        self._warm = True
 
     def close(self) -> None:
-        """Give back the device's memory."""
+        """Give back the device's memory. A second time there is nothing left to give."""
         with self._lock:
             self._broken = "this engine is closed"
+            with suppress(RuntimeError):  # a device that is lost ends no work
+                if self._stream:
+                    self._stream.synchronize()
             self._graphs.clear()
             self._weights.clear()
             self._arena = self._numbers = self._logits = torch.empty(0)
-            if not INTERPRETED:
-                torch.cuda.empty_cache()
+            with suppress(RuntimeError):  # nor does it take anything back
+                if self._stream:
+                    torch.cuda.empty_cache()
 
     def _start(self, batch: PackedBatch) -> Callable[[], _Logits]:
         """Send a batch on its way; what is returned waits for its logits."""
         lengths = np.diff(batch.cu_seqlens)
         exact = Bucket(len(batch.input_ids), len(lengths), int(lengths.max(initial=0)))
-        bucket = bucket_of(self._buckets, *exact) if self._rounds else None
-        if exact.tokens > self._buckets[-1].tokens:
+        if exact.tokens > self._most.tokens or exact.pairs > self._most.pairs:
             raise InputError(
-                f"batch: {exact.tokens} tokens, the executor was laid out for {self.batch_tokens}"
+                f"batch: {exact.tokens} tokens, {exact.pairs} pairs; the executor was laid out for up to "
+                f"{self._most.tokens} and {self._most.pairs}"
             )
-        with self._lock, self._on_device(), self._failing():
+        bucket = bucket_of(self._buckets, *exact) if self._rounds else None
+        with self._lock, self._failing(), self._on_device():
             self._send(batch, bucket or exact)
             if bucket in self._graphs:
                 self._graphs[bucket].replay()
             else:
-                self._launch(bucket or exact)
-                if bucket in self._ran:  # kernels were compiled and warmed when it ran before
-                    self._capture(bucket)
-                elif bucket:
+                with warm() if self._warm else nullcontext():
+                    self._launch(bucket or exact)
+                if bucket and bucket not in self._ran:
                     self._ran.add(bucket)
-            result = self._logits[: exact.pairs].to("cpu", non_blocking=True)
-            done = None if INTERPRETED else torch.cuda.Event()  # type: ignore[no-untyped-call]
-            if done:
-                done.record()
+                elif bucket and self._record:  # its kernels were compiled and loaded when it ran before
+                    self._capture(bucket)
+            result = self._logits[: exact.pairs].to("cpu", non_blocking=True, copy=True)
+            done = self._stream.record_event() if self._stream else None
 
         def finish() -> _Logits:
             with self._failing():
@@ -163,97 +183,93 @@ class TritonExecutor:
         return finish
 
     def _send(self, batch: PackedBatch, sizes: Bucket) -> None:
-        """Copy ids and bounds to the device, all at once: bounds, then ids, types and positions. Pairs that
-        are missing are empty ones at the end."""
-        packed = np.zeros(sizes.pairs + 1 + 3 * sizes.tokens, dtype=np.int32)
-        packed[: sizes.pairs + 1] = len(batch.input_ids)
-        packed[: len(batch.cu_seqlens)] = batch.cu_seqlens
-        for part, values in enumerate((batch.input_ids, batch.token_type_ids, batch.position_ids)):
-            start = sizes.pairs + 1 + part * sizes.tokens
-            packed[start : start + len(values)] = values
+        """Copy all numbers of a batch to the device at once. Pairs that are missing are empty ones at the
+        end."""
+        parts, size = arrange_numbers(sizes.tokens, sizes.pairs)
+        tokens, bounds = len(batch.input_ids), len(batch.cu_seqlens)
+        packed = np.zeros(size, dtype=np.int32)
+        packed[parts[TOKENS]], packed[parts[PAIRS]] = tokens, bounds - 1
+        packed[parts["cu_seqlens"]] = tokens
+        packed[parts["cu_seqlens"]][:bounds] = batch.cu_seqlens
+        packed[parts["input_ids"]][:tokens] = batch.input_ids
+        packed[parts["token_type_ids"]][:tokens] = batch.token_type_ids
+        packed[parts["position_ids"]][:tokens] = batch.position_ids
         staged = torch.from_numpy(packed)
-        self._numbers[: len(packed)].copy_(staged if INTERPRETED else staged.pin_memory(), non_blocking=True)
+        self._numbers[:size].copy_(staged.pin_memory() if self._stream else staged, non_blocking=True)
 
     def _launch(self, sizes: Bucket) -> None:
         """Launch the whole plan for these sizes."""
-        values = self._values(sizes)
-        live = values["cu_seqlens"][-1:]
+        parts, _ = arrange_numbers(sizes.tokens, sizes.pairs)
+        values = {name: self._numbers[part] for name, part in parts.items()} | self._values(sizes)
         for step in self._plan.steps:
             options = dict(step.options)
             if step.op in _TAKE_LONGEST:
                 options["longest"] = sizes.longest
-            if step.op in _TAKE_LIVE and step.rows == TOKENS:
-                options["live"] = live
+            if step.op in _TAKE_LIVE:
+                options["live"] = values[step.rows]
             inputs = (values[name] if name in values else self._weights[name] for name in step.inputs)
             getattr(kernels, step.op)(*inputs, **options, out=values[step.output])
 
     def _capture(self, bucket: Bucket) -> None:
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=self._stream):
-            self._launch(bucket)
-        self._graphs[bucket] = graph
+        assert self._record
+        self._graphs[bucket] = self._record(lambda: self._launch(bucket))
 
     def _values(self, sizes: Bucket) -> dict[str, Tensor]:
-        """Where the graph's inputs, what steps give, and the logits lie, for these sizes."""
-        bounds, ids = sizes.pairs + 1, self._numbers[sizes.pairs + 1 :]
-        values = {
-            "cu_seqlens": self._numbers[:bounds],
-            "input_ids": ids[: sizes.tokens],
-            "token_type_ids": ids[sizes.tokens : 2 * sizes.tokens],
-            "position_ids": ids[2 * sizes.tokens : 3 * sizes.tokens],
-        }
+        """Where the results of the steps lie, for these sizes."""
+        values = {}
         for step in self._plan.steps[:-1]:
             start, rows = self._places[step.output], _rows(step, sizes)
             values[step.output] = self._arena[start : start + rows * step.columns].view(rows, step.columns)
         values[self._plan.steps[-1].output] = self._logits[: sizes.pairs]
         return values
 
+    def _weight(self, name: str, values: NDArray[Any]) -> Tensor:
+        """A weight on the device, in the precision of the engine."""
+        most = torch.finfo(self._dtype).max
+        if values.size and float(np.abs(values).max()) > most:
+            raise BundleError(
+                f"{name} holds values that {self.precision} cannot (above {most:.5g}): take another precision"
+            )
+        return torch.from_numpy(values.copy()).to(self._device, self._dtype)
+
     @contextmanager
     def _failing(self) -> Iterator[None]:
-        """Raise what goes wrong on the device as SegueError. Out of memory is over when it is told; any other
-        error of CUDA leaves a process in which nothing runs any more."""
+        """Raise what goes wrong on the device as SegueError. Out of memory is over when it is told, and a
+        kernel that does not compile never ran; any other error of the device leaves a process in which
+        nothing runs on it any more."""
         if self._broken:
             raise SegueError(self._broken)
         try:
             yield
-        except torch.cuda.OutOfMemoryError as error:
-            raise SegueError(
-                f"{self.device} is out of memory; the engine can be used again: {error}"
-            ) from error
-        except RuntimeError as error:
-            self._broken = f"{self.device} failed, and this engine cannot be used any more: {error}"
+        except Exception as error:  # PyTorch's, Triton's and the driver's own classes
+            # PyTorch's allocator has a class for this; a graph or a kernel that finds no memory has words
+            if isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error):
+                raise SegueError(
+                    f"{self.device} is out of memory; the engine can be used again: {error}"
+                ) from error
+            if not isinstance(error, RuntimeError):
+                raise SegueError(f"{self.device}: a kernel could not be launched: {error}") from error
+            self._broken = (
+                f"{self.device} failed, and this engine cannot be used any more; where the device itself "
+                f"is at fault, only a new process can: {error}"
+            )
             raise SegueError(self._broken) from error
 
     def _on_device(self) -> AbstractContextManager[Any]:
-        return nullcontext() if INTERPRETED else torch.cuda.device(self._device)
+        return nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
 
-    def _describe(self, rows: dict[str, int], size: int) -> list[str]:
-        weights = sum(w.numel() * w.element_size() for w in self._weights.values())
-        arena = size * self._arena.element_size()
+    def _describe(self) -> list[str]:
+        weights, arena = (
+            sum(tensor.nbytes for tensor in tensors) / 1e6
+            for tensors in (self._weights.values(), [self._arena])
+        )
         return [
             f"triton on {self.device}{', interpreted' if INTERPRETED else ''}, {self.precision}, "
-            f"weights {weights / 1e6:.1f} MB, arena {arena / 1e6:.1f} MB for {rows[TOKENS]} tokens, "
-            f"up to {len(self._buckets)} GPU graphs",
+            f"weights {weights:.1f} MB, arena {arena:.1f} MB for {self._most.tokens} tokens, "
+            f"{len(self._plan.steps)} launches, up to {len(self._buckets)} GPU graphs",
             *(f"{s.name}: {s.op} -> [{s.rows}, {s.columns}]" for s in self._plan.steps),
         ]
 
 
 def _rows(step: Step, sizes: Bucket) -> int:
     return sizes.tokens if step.rows == TOKENS else sizes.pairs
-
-
-def _device(name: str) -> torch.device:
-    """The device of that name, "auto" being the first GPU, or the CPU where kernels are interpreted."""
-    if INTERPRETED:
-        if name not in ("auto", "cpu"):
-            raise ExecutorUnavailable(f"device={name!r}: with TRITON_INTERPRET=1 kernels run on the CPU")
-        return torch.device("cpu")
-    if name == "cpu":
-        raise ExecutorUnavailable(
-            "executor='triton', device='cpu': kernels run on a GPU; on a CPU only with TRITON_INTERPRET=1"
-        )
-    number = int(name.partition(":")[2] or 0)
-    found = torch.cuda.device_count()
-    if number >= found:
-        raise ExecutorUnavailable(f"device='cuda:{number}': PyTorch finds {found} GPUs here")
-    return torch.device("cuda", number)

@@ -26,29 +26,40 @@ class Bucket(NamedTuple):
 
 
 def buckets(max_tokens: int, longest: int) -> list[Bucket]:
-    """All buckets for batches of up to max_tokens tokens, of pairs of up to `longest`: tokens double from
-    one to the next, pairs fourfold; those that no batch could need are left out. From small to large."""
+    """All buckets for batches of up to max_tokens tokens, or of one longer pair, of pairs of up to `longest`.
+
+    Tokens double from one to the next, the longest pair too, pairs grow fourfold. From small to large;
+    those that no batch needs, because none is both small enough and too large for the one before, are left
+    out.
+    """
     found = []
+    before = 0
     for tokens in _sizes(_LEAST_TOKENS, 2, max(max_tokens, longest)):
-        for most in sorted({*(size for size in _LONGEST if size < longest), longest}):
-            for pairs in _sizes(1, 4, -(-tokens // _SPECIAL)):
-                # the bucket before must not do: such a batch has more than half of these tokens
-                if pairs * most > tokens // 2 or tokens == _LEAST_TOKENS:
+        shorter = 0
+        for most in _up_to(_LONGEST, min(longest, tokens)):
+            fewer = 0
+            for pairs in _sizes(1, 4, max(1, tokens // _SPECIAL)):
+                fullest, emptiest = pairs * most, max(shorter + 1, _SPECIAL) + fewer * _SPECIAL
+                if fullest > before and emptiest <= tokens:
                     found.append(Bucket(tokens, pairs, most))
-                if pairs * _SPECIAL >= tokens:
-                    break
-    return found
+                fewer = pairs
+            shorter = most
+        before = tokens
+    return sorted(found)
 
 
 def bucket_of(among: Iterable[Bucket], tokens: int, pairs: int, longest: int) -> Bucket | None:
-    """The smallest bucket that holds such a batch, or None."""
-    fitting = (b for b in among if b.tokens >= tokens and b.pairs >= pairs and b.longest >= longest)
-    return min(fitting, default=None)
+    """The first of the buckets that holds such a batch, or None."""
+    return next((b for b in among if b.tokens >= tokens and b.pairs >= pairs and b.longest >= longest), None)
 
 
 def _sizes(least: int, factor: int, most: int) -> list[int]:
-    """least, and so on by `factor`, the last being `most` or more."""
+    """least, and so on by `factor`, up to `most`, which is the last."""
     sizes = [least]
     while sizes[-1] < most:
         sizes.append(sizes[-1] * factor)
-    return sizes
+    return _up_to(sizes, most)
+
+
+def _up_to(sizes: Iterable[int], most: int) -> list[int]:
+    return [*(size for size in sizes if size < most), most]

@@ -1,17 +1,19 @@
-"""Where the values of a plan lie in one arena, what is no longer read making room for what comes. Pure.
+"""Where the values of a plan lie in one arena, what is no longer read making room for what comes; and the
+numbers of a batch beside each other. Pure.
 
-Sizes are in elements of a row; bytes, devices and launches are none of its business.
+Sizes are in elements; bytes, devices and launches are none of its business.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from segue.executors.triton_plan import Plan
+from segue.executors.triton_plan import INPUTS, PAIRS, TOKENS, Plan
 
-__all__ = ["arrange"]
+__all__ = ["ALIGNMENT", "arrange", "arrange_numbers"]
 
-_ALIGNMENT = 256  # elements, so that every row of any dtype begins at a multiple of 16 bytes
+ALIGNMENT = 256  # elements, so that every value begins at a multiple of 512 bytes or more
+_NUMBERS = 16  # elements of 4 bytes: kernels are compiled apart for pointers that 16 does not divide
 
 
 def arrange(plan: Plan, rows: Mapping[str, int]) -> tuple[dict[str, int], int]:
@@ -27,7 +29,7 @@ def arrange(plan: Plan, rows: Mapping[str, int]) -> tuple[dict[str, int], int]:
     size = 0
     for at, step in enumerate(plan.steps[:-1]):
         alive = {name: span for name, span in alive.items() if last.get(name, -1) >= at}
-        need = -(-rows[step.rows] * step.columns // _ALIGNMENT) * _ALIGNMENT
+        need = _up(rows[step.rows] * step.columns, ALIGNMENT)
         start = 0
         for begin, end in sorted(alive.values()):
             if start + need <= begin:
@@ -37,3 +39,19 @@ def arrange(plan: Plan, rows: Mapping[str, int]) -> tuple[dict[str, int], int]:
         alive[step.output] = start, start + need
         size = max(size, start + need)
     return places, size
+
+
+def arrange_numbers(tokens: int, pairs: int) -> tuple[dict[str, slice], int]:
+    """(where each part lies, numbers in all) of a batch of up to so many tokens and pairs: how many of both
+    there are, as TOKENS and PAIRS, and the graph's inputs."""
+    sizes = {TOKENS: 1, PAIRS: 1} | {name: pairs + 1 if name == "cu_seqlens" else tokens for name in INPUTS}
+    parts, end = {}, 0
+    for name, size in sizes.items():
+        parts[name] = slice(end, end + size)
+        end = _up(end + size, _NUMBERS)
+    return parts, end
+
+
+def _up(number: int, to: int) -> int:
+    """The next multiple of `to`."""
+    return -(-number // to) * to

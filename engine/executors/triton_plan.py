@@ -17,7 +17,7 @@ from onnx import numpy_helper
 
 from segue.errors import BundleError
 
-__all__ = ["INPUTS", "LOGITS", "PAIRS", "TOKENS", "Plan", "Step", "read_plan"]
+__all__ = ["INPUTS", "LOGITS", "PAIRS", "TOKENS", "Plan", "Step", "read_plan", "read_steps"]
 
 INPUTS = ("input_ids", "token_type_ids", "position_ids", "cu_seqlens")
 LOGITS = "logits"
@@ -33,6 +33,8 @@ _OPS = {
     "PoolClassify": "pool_classify",
 }
 _GEMM = {"alpha": 1.0, "beta": 1.0, "transA": 0, "transB": 1}
+_FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)
+_DEEPEST = 256  # head size that the kernels take
 
 
 @dataclass(frozen=True)
@@ -72,14 +74,24 @@ def read_plan(path: Path) -> Plan:
         graph = onnx.load(str(path)).graph
     except Exception as error:  # protobuf's and onnx's own classes, and OSError
         raise BundleError(f"{path}: not readable as ONNX: {error}") from error
+    steps = read_steps(graph, path)
+    read = {name for step in steps for name in step.inputs}
+    weights = {t.name: numpy_helper.to_array(t) for t in graph.initializer if t.name in read}
+    return Plan(steps, weights)
+
+
+def read_steps(graph: onnx.GraphProto, path: Path) -> tuple[Step, ...]:
+    """The launches alone; of the weights only names and shapes are looked at.
+
+    Raises:
+        BundleError: as `read_plan`, naming `path`.
+    """
     reader = _Reader(path, {tensor.name: tensor for tensor in graph.initializer})
     for node in _needed(graph):
         reader.read(node)
     if not reader.steps or reader.steps[-1].output != LOGITS:
         raise BundleError(f"{path}: no node gives {LOGITS!r}")
-    names = {name for step in reader.steps for name in step.inputs if name in reader.tensors}
-    weights = {name: numpy_helper.to_array(reader.tensors[name]) for name in sorted(names)}
-    return Plan(tuple(reader.steps), weights)
+    return tuple(reader.steps)
 
 
 def _needed(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
@@ -107,7 +119,7 @@ class _Reader:
         inputs = tuple(self._alias.get(name, name) for name in node.input)
         attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
         kind = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
-        if kind == "Cast" and inputs[0] in self.tensors:
+        if kind == "Cast" and inputs[0] in self.tensors and attributes["to"] in _FLOATS:
             self._alias[node.output[0]] = inputs[0]
         elif kind == "Slice" and inputs[0] == "cu_seqlens" and self._numbers(inputs[1:]) == [[0], [-1]]:
             self._starts.add(node.output[0])
@@ -121,13 +133,26 @@ class _Reader:
                 options["eps"] = attributes["epsilon"]
             self._add(node, _OPS[node.op_type], inputs, options)
         else:
-            raise BundleError(f"{self.path}: the triton executor does not run node {node.name!r}, {kind}")
+            raise BundleError(
+                f"{self.path}: the triton executor does not run node {node.name!r}, {kind}; it runs what "
+                "segue export writes, unless --flat or --layout padded"
+            )
 
     def _add(self, node: onnx.NodeProto, op: str, inputs: tuple[str, ...], options: dict[str, Any]) -> None:
         for name in inputs:
             if name not in self.tensors and name not in self._values and name not in INPUTS:
                 raise BundleError(f"{self.path}: node {node.name!r} reads {name!r}, which is no tensor here")
-        rows, columns = self._shape(op, inputs)
+        try:
+            rows, columns = self._shape(op, inputs)
+        except KeyError as error:  # a weight where a value has to be, or the other way round
+            raise BundleError(
+                f"{self.path}: the triton executor does not run node {node.name!r} over {error}"
+            ) from error
+        if "heads" in options and (depth := columns // options["heads"]) > _DEEPEST:
+            raise BundleError(
+                f"{self.path}: the triton executor does not run node {node.name!r}: it takes a head size of "
+                f"{_DEEPEST} at most, got {depth}"
+            )
         self._values[node.output[0]] = rows, columns
         self.steps.append(Step(node.name, op, inputs, options, node.output[0], rows, columns))
 
@@ -143,7 +168,8 @@ class _Reader:
             return rows, self.tensors[inputs[3]].dims[0]
         return rows, columns // 3 if op == "packed_attention" else columns
 
-    def _numbers(self, names: tuple[str, ...]) -> list[list[int]]:
-        """The values of constant tensors; of the names that are none, nothing."""
-        known = (self.tensors[name] for name in names if name in self.tensors)
-        return [np.atleast_1d(numpy_helper.to_array(tensor)).tolist() for tensor in known]
+    def _numbers(self, names: tuple[str, ...]) -> list[list[int] | None]:
+        """The values of constant tensors, None for what is none; optional inputs that are left out count as
+        nothing."""
+        given = [self.tensors.get(name) for name in names if name]
+        return [None if t is None else np.atleast_1d(numpy_helper.to_array(t)).tolist() for t in given]
