@@ -27,11 +27,15 @@ from segue.export.training import load, save
 def measure(
     folder: Path, tune: Sequence[Source], held_out: dict[str, list[Document]], *, pairs: int
 ) -> dict[str, Any]:
-    """Calibrate the checkpoint in `folder` on the documents to tune on, then measure it on those held out,
-    with one to three sentences a side, and on BERT's own packing of all of them to 128 tokens."""
+    """Calibrate the checkpoint in `folder` on the documents to tune on, then measure it on those held out;
+    each with one to three sentences a side, and in BERT's own packing of all documents to 128 tokens."""
     model, tokenizer = load(folder, max_tokens=512)
     known = list(islice(draw_pairs(tune, Recipe(), seed=1), pairs))
-    temperature = calibrate(model, tokenizer, known)
+    with TemporaryDirectory() as work:
+        everything = [document for source in tune for document in source.documents]
+        store = write_tokens(everything, tokenizer, Path(work))
+        known += packed_set(store, tokenizer, pairs=pairs, max_tokens=128).pairs
+    temperature, bias = calibrate(model, tokenizer, known)
     save(model, tokenizer, folder)
     with TemporaryDirectory() as work:
         everything = [document for documents in held_out.values() for document in documents]
@@ -46,6 +50,7 @@ def measure(
     found = {name: _measured(next_probabilities(model, tokenizer, s.pairs), s) for name, s in sets.items()}
     return {
         "temperature": temperature,
+        "bias": bias,
         "measured": found,
         "masked_words": {name: words[name] for name in ("masked_tokens", "mlm_accuracy", "mlm_loss")},
     }

@@ -71,7 +71,7 @@ STAGES = (
     # and kinds of negatives that topic does not give away.
     Stage(1612, 2e-4, 64, replace(RECIPE, sides=(0.7, 0.2, 0.1)), 0.6, 0.0, 0),
     Stage(504, 1.2e-4, 192, replace(RECIPE, sides=(1, 1, 1)), 0.6, 0.0, 3),
-    Stage(2000, 1.2e-4, 192, replace(RECIPE, sides=(1, 1, 1), same_document=0.15, swapped=0.1), 0.5, 0.33, 4),
+    Stage(1478, 1.2e-4, 192, replace(RECIPE, sides=(1, 1, 1), same_document=0.15, swapped=0.1), 0.5, 0.33, 4),
 )
 
 

@@ -13,7 +13,7 @@ import torch
 from tokenizers import Tokenizer
 from transformers import BertForNextSentencePrediction, BertForPreTraining, BertModel
 
-from segue.export.instances import IS_NEXT, Pair
+from segue.export.instances import IS_NEXT, NOT_NEXT, Pair
 from segue.export.tokenizer import read_tokenizer
 from segue.export.training_data import encode_pair
 
@@ -26,18 +26,29 @@ def next_probabilities(model: _Model, tokenizer: Tokenizer, pairs: Sequence[Pair
     return _logits(model, tokenizer, pairs).softmax(-1)[:, IS_NEXT].numpy()
 
 
-def calibrate(model: _Model, tokenizer: Tokenizer, pairs: Sequence[Pair]) -> float:
-    """Divide the classifier by the temperature that makes these pairs likeliest, and return it. The order of
-    scores and the side of one half that they fall on stay as they were (Guo and others, 2017)."""
+def calibrate(model: _Model, tokenizer: Tokenizer, pairs: Sequence[Pair]) -> tuple[float, float]:
+    """Divide the classifier by a temperature and shift it by a bias, those that make these pairs likeliest,
+    and return the two (Platt, 1999; Guo and others, 2017). The order of scores stays as it was."""
     logits = _logits(model, tokenizer, pairs).double()
-    labels = torch.tensor([pair.label for pair in pairs])
-    candidates = np.exp(np.linspace(np.log(0.25), np.log(4.0), 401))
-    losses = [torch.nn.functional.cross_entropy(logits / t, labels).item() for t in candidates]
-    temperature = float(candidates[int(np.argmin(losses))])
+    odds = logits[:, IS_NEXT] - logits[:, NOT_NEXT]
+    truth = torch.tensor([pair.label == IS_NEXT for pair in pairs]).double()
+    fit = torch.tensor([1.0, 0.0], dtype=torch.float64, requires_grad=True)  # 1 / temperature, bias
+    optimizer = torch.optim.LBFGS([fit], max_iter=100, line_search_fn="strong_wolfe")
+
+    def loss() -> torch.Tensor:
+        optimizer.zero_grad()
+        value = torch.nn.functional.binary_cross_entropy_with_logits(odds * fit[0] + fit[1], truth)
+        value.backward()
+        return value
+
+    optimizer.step(loss)
+    scale, bias = fit.tolist()
     with torch.no_grad():
-        model.cls.seq_relationship.weight /= temperature
-        model.cls.seq_relationship.bias /= temperature
-    return temperature
+        model.cls.seq_relationship.weight *= scale
+        model.cls.seq_relationship.bias *= scale
+        model.cls.seq_relationship.bias[IS_NEXT] += bias / 2
+        model.cls.seq_relationship.bias[NOT_NEXT] -= bias / 2
+    return 1 / scale, bias
 
 
 def seed_scores(model: _Model, tokenizer: Tokenizer, seeds: Sequence[Sequence[str]]) -> dict[str, float]:

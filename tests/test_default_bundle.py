@@ -137,5 +137,5 @@ def test_the_card_states_what_the_bundle_stores(engine):
     card = (DEFAULT_MODEL / "README.md").read_text(encoding="utf-8")
     for word in ("Apache-2.0", "Jane Austen", "Wikipedia", "accuracy"):
         assert word in card, word
-    assert engine.info.source["architecture"] == "BertForNextSentencePrediction"
+    assert engine.info.source["architecture"] == "BertForPreTraining"
     assert engine.labels == ("IsNext", "NotNext")

@@ -329,11 +329,13 @@ def test_calibration_changes_confidence_alone(init):
         model.cls.seq_relationship.bias *= 7 / np.abs(odds).max()
     before = next_probabilities(model, tokenizer, pairs)
     truth = [pair.label == 0 for pair in pairs]
-    temperature = calibrate(model, tokenizer, pairs)
+    temperature, bias = calibrate(model, tokenizer, pairs)
     after = next_probabilities(model, tokenizer, pairs)
     assert temperature > 1.5
     assert measures.calibration_error(after, truth) < measures.calibration_error(before, truth)
-    assert np.allclose(np.log(after / (1 - after)) * temperature, np.log(before / (1 - before)), atol=1e-3)
+    odds_after, odds_before = (np.log(p / (1 - p)) for p in (after, before))
+    assert np.allclose(odds_after, odds_before / temperature + bias, atol=1e-3)
+    assert abs(after.mean() - np.mean(truth)) < 1e-3, "the likeliest bias has the mean right"
 
 
 def test_probabilities_and_cosines_are_transformers_own(init):
