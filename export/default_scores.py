@@ -27,22 +27,24 @@ def next_probabilities(model: _Model, tokenizer: Tokenizer, pairs: Sequence[Pair
 
 
 def calibrate(model: _Model, tokenizer: Tokenizer, pairs: Sequence[Pair]) -> tuple[float, float]:
-    """Divide the classifier by a temperature and shift it by a bias, those that make these pairs likeliest,
-    and return the two (Platt, 1999; Guo and others, 2017). The order of scores stays as it was."""
+    """Divide the classifier by a temperature, 1/8 to 8, and shift it by a bias, those that make these pairs
+    likeliest, and return the two (Platt, 1999; Guo and others, 2017). The order of scores stays as it was."""
     logits = _logits(model, tokenizer, pairs).double()
     odds = logits[:, IS_NEXT] - logits[:, NOT_NEXT]
     truth = torch.tensor([pair.label == IS_NEXT for pair in pairs]).double()
-    fit = torch.tensor([1.0, 0.0], dtype=torch.float64, requires_grad=True)  # 1 / temperature, bias
+    # log(temperature) / log(8) is the tanh of the first, so that no data can turn the order round
+    fit = torch.zeros(2, dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS([fit], max_iter=100, line_search_fn="strong_wolfe")
 
     def loss() -> torch.Tensor:
         optimizer.zero_grad()
-        value = torch.nn.functional.binary_cross_entropy_with_logits(odds * fit[0] + fit[1], truth)
+        scores = odds * 8 ** -fit[0].tanh() + fit[1]
+        value = torch.nn.functional.binary_cross_entropy_with_logits(scores, truth)
         value.backward()
         return value
 
     optimizer.step(loss)
-    scale, bias = fit.tolist()
+    scale, bias = 8 ** -fit[0].tanh().item(), fit[1].item()
     with torch.no_grad():
         model.cls.seq_relationship.weight *= scale
         model.cls.seq_relationship.bias *= scale
