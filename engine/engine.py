@@ -310,13 +310,15 @@ class Engine:
                 bad, pairs = error, pairs[: error.index]
 
 
-def _counted(steps: Iterable[tuple[int, int]]) -> Iterator[None]:
+def _counted(steps: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """Yield the steps while a bar on stderr counts them."""
     from tqdm import tqdm
 
     with tqdm(unit="step", desc="warm-up", leave=False) as bar:
         for done, count in steps:
             bar.total = count
-            yield bar.update(done - bar.n) and None
+            bar.update(done - bar.n)
+            yield done, count
 
 
 def _bundle_folder(path: str | os.PathLike[str] | None) -> Path:

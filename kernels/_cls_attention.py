@@ -20,7 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from segue.kernels.door import check, check_bounds, check_out
-from segue.kernels.launching import Cost, launch, target, unit
+from segue.kernels.launching import Cost, launch, unit
 
 _LOG2E = 1.4426950408889634
 _LANES = 128  # columns a program takes, whole heads of them
@@ -95,7 +95,6 @@ def cls_attention(
     depth = hidden // heads
     padded = triton.next_power_of_2(depth)
     together = min(max(1, _LANES // padded), triton.next_power_of_2(heads))
-    target(q.device)
     keys, warps = next(line[1:] for line in _TABLE if line[0] == q.dtype.itemsize)
     strides = q.stride(0), kv.stride(0), out.stride(0)
     step = unit(*strides)

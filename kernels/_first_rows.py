@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from segue.kernels.door import check, check_ids, check_out
-from segue.kernels.launching import Cost, launch, target, unit
+from segue.kernels.launching import Cost, launch, unit
 from segue.kernels.normalize import chunk_of
 
 _ROWS = 8  # a program and warp
@@ -54,7 +54,6 @@ def first_rows(x: Tensor, cu_seqlens: Tensor, *, out: Tensor | None = None) -> T
         raise ValueError("cu_seqlens: expected a bound more than there are pairs, got none at all")
     pairs = len(cu_seqlens) - 1
     out = check_out(out, (pairs, hidden), like=x)
-    target(x.device)
     step = unit(x.stride(0), out.stride(0))
     launch(
         _first_rows_kernel, (triton.cdiv(pairs, _ROWS),),

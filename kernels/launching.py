@@ -35,7 +35,12 @@ class Cost(NamedTuple):
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, device: torch.device, **options: Any) -> None:
-    """Launch `kernel` on the device's current stream; a grid of nothing launches nothing."""
+    """Launch `kernel` on the device's current stream; a grid of nothing launches nothing.
+
+    Raises:
+        ValueError: kernels do not run on that device.
+    """
+    target(device)
     if 0 not in grid:
         run(kernel, grid, arguments, options, device)
 
