@@ -42,7 +42,7 @@ def _embed_kernel(
     )
     live = live[:, None]
     tiles = ()
-    for i in tl.static_range(tl.cdiv(E, CHUNK)):
+    for i in tl.static_range((E + CHUNK - 1) // CHUNK):  # of tl.cdiv triton 3.6 makes no constant
         mask = live & (i * CHUNK + column < E)
         offs = i * CHUNK + column
         total = tl.load(word_ptr + word + offs, mask=mask, other=0.0).to(tl.float32)

@@ -35,7 +35,7 @@ _ANY = ("sm_80", "sm_90", "sm_100", "gfx942")
 _TABLE = (
     # targets, bytes of an element: rows, columns and depth of a tile, warps, stages
     (_ANY, 2, _Tile(16, 64, 64, 4, 3)),
-    (_ANY, 4, _Tile(16, 32, 64, 4, 2)),
+    (_ANY, 4, _Tile(16, 32, 32, 4, 2)),
 )
 
 
