@@ -9,8 +9,10 @@ all lines of one element size: lines are chosen for each such value, and the val
 taken. The choice is printed; to put it into the kernel's file is a deliberate act, since scores change in
 their last bits with it. A candidate that does not compile, or whose result is not the twin's, is out.
 
-Chosen are the tables of the products, of attention and of the LayerNorms, for 16-bit elements. `--smoke`
-tries two candidates a line on toy shapes, interpreted, to see that the script works: it measures nothing.
+Chosen are the tables of the products, of attention and of the LayerNorms, for 16-bit elements; and, with the
+tables as they stand, from how many rows on PyTorch's library is faster at plain products, which an engine
+without batch_invariant then takes (segue.executors.triton_products). `--smoke` tries two candidates a line on
+toy shapes, interpreted, to see that the script works: it measures nothing.
 """
 
 from __future__ import annotations
@@ -36,6 +38,8 @@ import triton
 from torch import Tensor
 
 from segue import kernels
+from segue.executors.triton_products import library
+from segue.executors.triton_products import linear as library_linear
 from segue.kernels import reference
 from segue.kernels.launching import INTERPRETED, TARGETS, target
 
@@ -69,12 +73,17 @@ def main() -> None:
         chosen[table.name] = choose(table, arguments.smoke)
         for line, found in chosen[table.name].items():
             print(f"{table.name}, up to {line}: {found['candidate']}  # {found['times']}", flush=True)
+    rows = None
+    if arguments.op in (None, "library"):
+        rows = library_rows(device, arguments.smoke)
+        print(f"library, from so many rows: {rows}", flush=True)
     record = {
         "device": torch.cuda.get_device_name() if device == "cuda" else "interpreted",
         "target": target(torch.device(device, 0)),
         "versions": {"torch": torch.__version__, "triton": triton.__version__},
         "date": time.strftime("%Y-%m-%d"),
         "tables": chosen,
+        "library_rows": rows,
     }
     if arguments.out:
         Path(arguments.out).write_text(json.dumps(record, indent=1) + "\n")
@@ -101,6 +110,33 @@ def choose(table: Table, smoke: bool) -> dict[str, Any]:
         else:
             best = min(best, (total, lines), key=lambda entry: entry[0])
     return best[1]
+
+
+def library_rows(device: str, smoke: bool) -> int | None:
+    """The fewest rows from which on the library takes less time than our kernel for the plain products of a
+    layer, in both models together; None where it never does."""
+    models, ladder = (((64, 2, 128),), (16, 32)) if smoke else (MODELS, [2**n for n in range(4, 16)])
+    found = None
+    for rows in reversed(ladder):
+        ours = theirs = 0.0
+        for hidden, _, wide in models:
+            for depth, columns in ((hidden, 3 * hidden), (hidden, hidden), (wide, hidden)):
+                shapes = (rows, depth), (columns, depth), (columns,)
+                call = [torch.randn(shape, device=device, dtype=torch.float16) for shape in shapes]
+                ours += _seconds(kernels.linear, call, {})
+                with library():
+                    theirs += _seconds(_library, call, {})
+        print(f"library, {rows} rows: {1e6 * theirs:.1f} us, the kernel {1e6 * ours:.1f} us", flush=True)
+        if theirs >= ours:
+            break
+        found = rows
+    return found
+
+
+def _library(x: Tensor, weight: Tensor, bias: Tensor, *, out: Tensor | None = None) -> Tensor:
+    out = torch.empty(len(x), len(weight), device=x.device, dtype=x.dtype) if out is None else out
+    library_linear(x, weight, bias, out=out)
+    return out
 
 
 def measure(table: Table, candidate: tuple[int, ...], calls: list[Any]) -> list[float] | None:
@@ -197,7 +233,9 @@ def _patched(*places: tuple[Any, str, Any]) -> ExitStack:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--op", choices=("linear", "packed_attention", "normalize"), help="default: all")
+    parser.add_argument(
+        "--op", choices=("linear", "packed_attention", "normalize", "library"), help="default: all"
+    )
     parser.add_argument("--out", help="write the choice and its times there, as JSON")
     parser.add_argument("--smoke", action="store_true", help="toy shapes, interpreted; measures nothing")
     return parser

@@ -8,6 +8,7 @@ import logging
 import os
 import pickle
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -410,9 +411,12 @@ def test_info_says_what_was_chosen(make_bundle):
 
 def test_warmup_changes_nothing(engine, caplog):
     before = engine.score([("a", "b")])
-    engine.warmup()
+    with caplog.at_level(logging.INFO, logger="segue"):
+        engine.warmup()
     assert engine.score([("a", "b")]) == before
-    assert not caplog.records
+    (record,) = caplog.records
+    assert re.fullmatch(r"warm-up: 0 steps and two pairs in \d+\.\d\d s", record.getMessage())
+    assert record.levelname == "INFO"
 
 
 @pytest.mark.parametrize(

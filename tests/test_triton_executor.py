@@ -30,7 +30,6 @@ from segue.cli import main
 from segue.executors import open_executor, triton_compiles, triton_device
 from segue.executors import triton as triton_executor
 from segue.executors.triton_buckets import Bucket, bucket_of
-from segue.executors.triton_memory import arrange_numbers
 from segue.kernels import launching
 
 MODELS = {"nsp": NSP, "one label": ONE_LABEL, "five labels, stored as float16": FIVE_LABELS}
@@ -92,8 +91,8 @@ def test_a_low_precision_is_at_most_twice_as_wrong_as_eager(make_bundle, model, 
     batch, dtype = packed(MIXED), getattr(torch, precision)
     executor = open_triton(make_bundle(**MODELS[model]), precision, sum(MIXED))
     found = torch.from_numpy(run(executor, batch))
-    eager = run_eagerly(executor._plan, batch, dtype, arithmetic=dtype)
-    exact = run_eagerly(executor._plan, batch, dtype, arithmetic=torch.float64)
+    eager = run_eagerly(executor._launches.plan, batch, dtype, arithmetic=dtype)
+    exact = run_eagerly(executor._launches.plan, batch, dtype, arithmetic=torch.float64)
     assert_as_exact(found.to(dtype), eager, exact)
     assert (found != found.to(dtype)).any(), "logits leave in float32, not rounded to the storage's precision"
 
@@ -146,21 +145,11 @@ def test_nothing_is_left_of_the_batch_before(executor, rounds):
     before = run(executor, *batches)
     again = []
     for batch in reversed(batches):
-        executor._arena.fill_(torch.nan)
-        executor._logits.fill_(torch.nan)
-        executor._numbers.fill_(2**30)
+        executor._launches.arena.fill_(torch.nan)
+        executor._launches.logits.fill_(torch.nan)
+        executor._launches.feed.numbers.fill_(2**30)
         again.append(run(executor, batch))
     assert np.concatenate(again[::-1]).tobytes() == before.tobytes()
-
-
-def test_pairs_that_are_missing_are_empty_ones_at_the_end(executor, monkeypatch):
-    monkeypatch.setattr(executor, "_launch", lambda sizes: None)
-    executor._rounds = True
-    run(executor, packed([LONGEST, 20]), packed([9, 5]))  # the first leaves its numbers behind
-    parts, _ = arrange_numbers(64, 4)
-    sent = {name: executor._numbers[part].tolist() for name, part in parts.items()}
-    assert (sent["tokens"], sent["pairs"], sent["cu_seqlens"]) == ([14], [2], [0, 9, 14, 14, 14])
-    assert sent["position_ids"] == [*range(9), *range(5), *[0] * 50]
 
 
 def test_batches_are_taken_while_others_run_and_come_back_in_order(executor):
@@ -181,7 +170,7 @@ def test_batches_are_taken_while_others_run_and_come_back_in_order(executor):
 
 def test_a_bucket_is_launched_then_captured_then_replayed(executor, monkeypatch):
     events: list[tuple[str, Bucket]] = []
-    monkeypatch.setattr(executor, "_launch", lambda sizes: events.append(("launch", sizes)))
+    monkeypatch.setattr(executor._launches, "launch", lambda sizes: events.append(("launch", sizes)))
     executor._rounds = True
     executor._record = lambda launch: events.append(("capture", None)) or FakeGraph(launch)
     run(executor, *(packed(lengths) for lengths in ([5], [9], [30], [20, 4], [21, 4], [8], [40], [22])))
@@ -210,7 +199,7 @@ def test_a_graph_serves_every_batch_of_its_bucket(executor):
 
 def test_warm_up_launches_and_captures_every_bucket_once(executor, monkeypatch):
     events: list[Bucket] = []
-    monkeypatch.setattr(executor, "_launch", events.append)
+    monkeypatch.setattr(executor._launches, "launch", events.append)
     executor._rounds, executor._record = True, FakeGraph
     count = len(executor._buckets)
     assert list(executor.warm_up()) == [(n, 2 * count) for n in range(1, 2 * count + 1)]
@@ -233,10 +222,11 @@ def test_a_capture_ends_whatever_happens_in_it(monkeypatch):
             events.append("end")
 
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
-    assert isinstance(triton_device.record(lambda: events.append("launch")), Graph)
+    assert isinstance(triton_device.record(lambda: events.append("launch"), pool="shared"), Graph)
     with pytest.raises(RuntimeError, match="no"):
-        triton_device.record(_failing(RuntimeError("no")))
-    begin = {"capture_error_mode": "thread_local"}  # other threads may allocate meanwhile
+        triton_device.record(_failing(RuntimeError("no")), pool="shared")
+    # other threads may allocate meanwhile
+    begin = {"pool": "shared", "capture_error_mode": "thread_local"}
     assert events == [begin, "launch", "end", begin, "end"]
 
 
@@ -268,7 +258,7 @@ def _compile(name: str) -> None:
 
 
 def test_a_kernel_that_is_compiled_after_the_warm_up_is_told(executor, hook, caplog, monkeypatch):
-    monkeypatch.setattr(executor, "_launch", lambda sizes: _compile("_linear_kernel"))
+    monkeypatch.setattr(executor._launches, "launch", lambda sizes: _compile("_linear_kernel"))
     with caplog.at_level(logging.WARNING, logger="segue"):
         run(executor, packed([5]))
         for _ in executor.warm_up():
@@ -289,7 +279,7 @@ def test_a_kernel_that_is_compiled_after_the_warm_up_is_told(executor, hook, cap
 def test_another_engine_s_compiles_are_not_blamed_on_the_one_that_is_warm(bundle, hook, caplog, monkeypatch):
     one, other = open_triton(bundle), open_triton(bundle)
     for executor in (one, other):
-        monkeypatch.setattr(executor, "_launch", lambda sizes: _compile("_softmax_kernel"))
+        monkeypatch.setattr(executor._launches, "launch", lambda sizes: _compile("_softmax_kernel"))
     list(one.warm_up())
     with caplog.at_level(logging.WARNING, logger="segue"):
         run(other, packed([5]))
@@ -339,7 +329,6 @@ def test_a_device_that_is_lost_shows_where_its_results_are_awaited(executor, mon
     batch, stream = packed([5, 3]), FakeStream()
     wanted = run(executor, batch)
     monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
-    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
     executor._stream = stream
     assert run(executor, batch).tobytes() == wanted.tobytes()
     assert stream.waits == 1
@@ -352,7 +341,7 @@ def test_a_device_that_is_lost_shows_where_its_results_are_awaited(executor, mon
         run(executor, batch)
     stream.error = RuntimeError("CUDA error: GPU is lost")
     executor.close()
-    assert not executor._weights
+    assert not executor._launches.weights
 
 
 @pytest.mark.parametrize(
@@ -375,7 +364,7 @@ def test_what_leaves_the_device_whole_leaves_the_engine_usable(executor, monkeyp
 
 def test_scores_that_are_not_finite_name_the_pair(bundle):
     engine = Engine.load(bundle, executor="triton", precision="float32")
-    table = engine._executor._weights["embeddings.word.weight"]
+    table = engine._executor._launches.weights["embeddings.word.weight"]
     ids = engine._encoder.encode([("q", "")], truncation="longest_first", max_tokens=None).ids
     table[int(ids[0])] = torch.nan
     with pytest.raises(SegueError, match=r"pairs\[1\]: the model's logits are not finite"):
@@ -413,8 +402,9 @@ def test_a_closed_executor_gives_its_memory_back_and_says_so(executor):
     assert len(next(results)) == 1
     executor.close()
     executor.close()
-    assert not executor._weights
-    assert executor._arena.numel() == executor._numbers.numel() == executor._logits.numel() == 0
+    assert not executor._launches.weights
+    held = executor._launches
+    assert held.arena.numel() == held.feed.numbers.numel() == held.logits.numel() == 0
     with pytest.raises(SegueError, match="closed"):
         list(results)
     with pytest.raises(SegueError, match="closed"):

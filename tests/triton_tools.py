@@ -44,9 +44,11 @@ def packed(lengths: Iterable[int], seed: int = 0) -> PackedBatch:
     return PackedBatch(ids, types, positions, bounds)
 
 
-def open_triton(bundle: Path, precision: str = "float32", batch_tokens: int = 64) -> Any:
+def open_triton(
+    bundle: Path, precision: str = "float32", batch_tokens: int = 64, *, batch_invariant: bool = True
+) -> Any:
     """The interpreted executor of a bundle of the models above."""
-    return _open(bundle, "triton", precision, batch_tokens)
+    return _open(bundle, "triton", precision, batch_tokens, batch_invariant)
 
 
 def judge(bundle: Path, batch: PackedBatch) -> np.ndarray:
@@ -72,7 +74,9 @@ def run_eagerly(plan: Plan, batch: PackedBatch, dtype: torch.dtype, *, arithmeti
     return values[plan.steps[-1].output]
 
 
-def _open(bundle: Path, executor: str, precision: str, batch_tokens: int | None) -> Executor:
+def _open(
+    bundle: Path, executor: str, precision: str, batch_tokens: int | None, batch_invariant: bool = True
+) -> Executor:
     return open_executor(
         bundle / "model.onnx",
         executor=executor,
@@ -81,4 +85,5 @@ def _open(bundle: Path, executor: str, precision: str, batch_tokens: int | None)
         threads=1,
         batch_tokens=batch_tokens,
         longest=LONGEST,
+        batch_invariant=batch_invariant,
     )

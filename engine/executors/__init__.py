@@ -52,6 +52,7 @@ def open_executor(
     threads: int,
     batch_tokens: int | None,
     longest: int,
+    batch_invariant: bool = True,
 ) -> Executor:
     """Load `model` into the executor that was asked for; "auto" takes a GPU where one works, else the CPU.
 
@@ -59,6 +60,7 @@ def open_executor(
         model: the graph's file.
         batch_tokens: tokens run at once, or None for what suits the executor.
         longest: tokens of the longest pair.
+        batch_invariant: keep to the bit, under triton, what a pair gives in any batch.
 
     Raises:
         InputError: a name is unknown.
@@ -80,7 +82,12 @@ def open_executor(
             ) from error
         try:
             return TritonExecutor.open(
-                model, device=device, precision=precision, batch_tokens=batch_tokens, longest=longest
+                model,
+                device=device,
+                precision=precision,
+                batch_tokens=batch_tokens,
+                longest=longest,
+                batch_invariant=batch_invariant,
             )
         except BundleError as error:  # a flat graph, or another that kernels do not run
             if executor != "auto":

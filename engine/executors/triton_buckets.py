@@ -25,16 +25,19 @@ class Bucket(NamedTuple):
     longest: int
 
 
-def buckets(max_tokens: int, longest: int) -> list[Bucket]:
+def buckets(max_tokens: int, longest: int, *, fine: bool = False) -> list[Bucket]:
     """All buckets for batches of up to max_tokens tokens, or of one longer pair, of pairs of up to `longest`.
 
-    Tokens double from one to the next, the longest pair too, pairs grow fourfold. From small to large;
-    those that no batch needs, because none is both small enough and too large for the one before, are left
-    out.
+    Tokens double from one to the next, with another half-way where they are to be `fine`; the longest pair
+    doubles too, pairs grow fourfold. From small to large; those that no batch needs, because none is both
+    small enough and too large for the one before, are left out.
     """
     found = []
     before = 0
-    for tokens in _sizes(_LEAST_TOKENS, 2, max(max_tokens, longest)):
+    most_tokens = max(max_tokens, longest)
+    doubled = _sizes(_LEAST_TOKENS, 2, most_tokens)
+    between = [size + size // 2 for size in _sizes(_LEAST_TOKENS, 2, most_tokens)] if fine else []
+    for tokens in _up_to(sorted({*doubled, *between}), most_tokens):
         shorter = 0
         for most in _up_to(_LONGEST, min(longest, tokens)):
             fewer = 0

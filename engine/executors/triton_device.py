@@ -1,17 +1,19 @@
-"""Which GPU kernels run on, and how launches on it become a GPU graph. Knows nothing about models."""
+"""Which GPU kernels run on, how launches on it become a GPU graph, and what its errors mean. Knows nothing
+about models."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from threading import Lock
+from typing import Any
 
 import torch
 
-from segue.errors import ExecutorUnavailable
+from segue.errors import ExecutorUnavailable, SegueError
 from segue.kernels.launching import INTERPRETED, target
 
-__all__ = ["choose", "record", "works"]
+__all__ = ["Guard", "choose", "record", "works"]
 
 _capturing = Lock()  # PyTorch keeps one random state a device, which is to know of one capture at a time
 
@@ -54,14 +56,49 @@ def choose(name: str) -> torch.device:
     return torch.device("cuda", number)
 
 
-def record(launch: Callable[[], None]) -> torch.cuda.CUDAGraph:
-    """Capture what `launch` launches in the current stream. It allocates nothing, and other threads may use
-    the device meanwhile."""
+def record(launch: Callable[[], None], *, pool: Any) -> torch.cuda.CUDAGraph:
+    """Capture what `launch` launches in the current stream. Other threads may use the device meanwhile.
+
+    Args:
+        pool: where what is allocated comes from, a matrix library's workspace at most. Graphs that are
+            replayed one after the other share it.
+    """
     graph = torch.cuda.CUDAGraph()
     with _capturing:
-        graph.capture_begin(capture_error_mode="thread_local")
+        graph.capture_begin(pool=pool, capture_error_mode="thread_local")
         try:
             launch()
         finally:
             graph.capture_end()
     return graph
+
+
+class Guard:
+    """Tells what an error of the device means for the engine, and remembers it."""
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+        self.broken = ""  # why the engine cannot be used any more
+
+    @contextmanager
+    def failing(self) -> Iterator[None]:
+        """Raise what goes wrong on the device as SegueError. Out of memory is over when it is told, and a
+        kernel that does not compile never ran; any other error of the device leaves a process in which
+        nothing runs on it any more."""
+        if self.broken:
+            raise SegueError(self.broken)
+        try:
+            yield
+        except Exception as error:  # PyTorch's, Triton's and the driver's own classes
+            # PyTorch's allocator has a class for this; a graph or a kernel that finds no memory has words
+            if isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error):
+                raise SegueError(
+                    f"{self.device} is out of memory; the engine can be used again: {error}"
+                ) from error
+            if not isinstance(error, RuntimeError):
+                raise SegueError(f"{self.device}: a kernel could not be launched: {error}") from error
+            self.broken = (
+                f"{self.device} failed, and this engine cannot be used any more; where the device itself "
+                f"is at fault, only a new process can: {error}"
+            )
+            raise SegueError(self.broken) from error

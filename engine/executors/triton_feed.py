@@ -1,0 +1,86 @@
+"""The numbers of a batch onto the device, through pinned memory and a stream of their own, so that they
+arrive while the batch before is computed. Knows nothing about graphs and models."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from segue.batching import PackedBatch
+from segue.executors.triton_buckets import Bucket
+from segue.executors.triton_memory import arrange_numbers
+from segue.executors.triton_plan import PAIRS, TOKENS
+
+__all__ = ["Feed"]
+
+_SLOTS = 2  # one batch is computed, the next is on its way
+
+
+@dataclass
+class _Slot:
+    """A place that a batch passes through: filled on the host, then `arrived` on the device, then `read` into
+    where the kernels look for it."""
+
+    host: Tensor
+    device: Tensor
+    arrived: Any = None
+    read: Any = None
+
+
+class Feed:
+    """Where kernels find the numbers of the batch that they compute, int32, always at the same addresses."""
+
+    def __init__(self, sizes: Bucket, device: torch.device, stream: torch.cuda.Stream | None) -> None:
+        """Lay out the memory for batches of up to `sizes`, computed in `stream`; None: on the CPU."""
+        _, size = arrange_numbers(sizes.tokens, sizes.pairs)
+        self.numbers = torch.zeros(size, device=device, dtype=torch.int32)
+        self._stream, self._copies = stream, None
+        self._slots: list[_Slot] = []
+        if stream is not None:
+            self._copies = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+            for _ in range(_SLOTS):
+                host = torch.zeros(size, dtype=torch.int32, pin_memory=True)
+                self._slots.append(_Slot(host, torch.empty_like(self.numbers)))
+            self._copies.wait_stream(stream)  # by which the device's memory is given out
+
+    def send(self, batch: PackedBatch, sizes: Bucket) -> None:
+        """Have the numbers of a batch in place before what is launched next in the stream. Pairs that `sizes`
+        has more of are empty ones at the end."""
+        if self._stream is None or self._copies is None:
+            _fill(self.numbers, batch, sizes)
+            return
+        _, size = arrange_numbers(sizes.tokens, sizes.pairs)
+        slot = self._slots[0]
+        self._slots.append(self._slots.pop(0))
+        if slot.arrived is not None:
+            slot.arrived.synchronize()  # long ago; else the host would overwrite what is being copied
+        _fill(slot.host, batch, sizes)
+        with torch.cuda.stream(self._copies):
+            if slot.read is not None:
+                self._copies.wait_event(slot.read)
+            slot.device[:size].copy_(slot.host[:size], non_blocking=True)
+            slot.arrived = self._copies.record_event()
+        self._stream.wait_event(slot.arrived)
+        self.numbers[:size].copy_(slot.device[:size])
+        slot.read = self._stream.record_event()
+
+    def close(self) -> None:
+        """Give the memory back."""
+        self._slots.clear()
+        self.numbers = torch.empty(0)
+
+
+def _fill(into: Tensor, batch: PackedBatch, sizes: Bucket) -> None:
+    """Write a batch into memory of the host, where `sizes` has the parts."""
+    parts, _ = arrange_numbers(sizes.tokens, sizes.pairs)
+    tokens, bounds = len(batch.input_ids), len(batch.cu_seqlens)
+    written = into.numpy()
+    written[parts[TOKENS]], written[parts[PAIRS]] = tokens, bounds - 1
+    for name in ("input_ids", "token_type_ids", "position_ids"):
+        part = written[parts[name]]
+        part[:tokens], part[tokens:] = getattr(batch, name), 0
+    part = written[parts["cu_seqlens"]]
+    part[:bounds], part[bounds:] = batch.cu_seqlens, tokens

@@ -1,0 +1,44 @@
+"""Linear layers through the matrix library that PyTorch calls (cuBLASLt, hipBLASLt), for engines that are
+allowed to: it chooses among its kernels by the batch's size, so that a row's last bits depend on its batch.
+
+Only those with a bias and nothing else: the library's GELU is the tanh one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Lock
+
+import torch
+from torch import Tensor
+
+__all__ = ["LIBRARY_ROWS", "library", "linear"]
+
+# The library is faster than segue.kernels.linear from so many rows on, by target and bytes of an element.
+# bench/tune.py measures it on the GPU that is there; no line has been measured yet. In float32 the library
+# may round its operands to TF32, by a switch that is the whole process's.
+LIBRARY_ROWS = {("sm_80", 2): 1, ("sm_90", 2): 1, ("sm_100", 2): 1, ("gfx942", 2): 1}
+_switched = Lock()
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor, *, out: Tensor) -> None:
+    """As `segue.kernels.linear`, every row of `out` being computed."""
+    torch.addmm(bias, x, weight.t(), out=out)
+
+
+@contextmanager
+def library() -> Iterator[None]:
+    """Have the library add in float32 throughout: where it splits a sum, PyTorch lets it put the parts
+    together in 16 bits unless told otherwise, by switches that are the whole process's."""
+    backend = torch.backends.cuda.matmul
+    names = ("allow_fp16_reduced_precision_reduction", "allow_bf16_reduced_precision_reduction")
+    with _switched:
+        before = {name: getattr(backend, name) for name in names}
+        try:
+            for name in names:
+                setattr(backend, name, False)
+            yield
+        finally:
+            for name, value in before.items():
+                setattr(backend, name, value)

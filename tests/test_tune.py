@@ -1,0 +1,111 @@
+"""The script that chooses launch tables: what it measures and what it makes of it, the clock being ours."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from kernel_tools import launches
+
+SCRIPT = Path(__file__).resolve().parent.parent / "bench" / "tune.py"
+
+
+@pytest.fixture(scope="module")
+def tune() -> Any:
+    spec = importlib.util.spec_from_file_location("tune", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def candidate_of(tune: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[[dict], Any]:
+    """What is chosen where a call takes the seconds that its candidate and size have in a table."""
+
+    def choose(seconds: dict[tuple[tuple[int, ...], int], float]) -> Any:
+        now: list[tuple[int, ...]] = []
+
+        def use(candidate: tuple[int, ...]) -> ExitStack:
+            now[:] = [candidate]
+            return ExitStack()
+
+        monkeypatch.setattr(tune, "_seconds", lambda op, arguments, _: seconds[now[0], len(arguments[0])])
+        orders = sorted({candidate[0] for candidate, _ in seconds})
+        sizes = sorted({size for _, size in seconds})
+        table = tune.Table(
+            "softmax",
+            ("a line",),
+            tuple(orders),
+            lambda order: iter(sorted({c for c, _ in seconds if c[0] == order})),
+            use,
+            lambda line: (("softmax", (torch.ones(size, 2),), {}) for size in sizes),
+        )
+        return tune.choose(table, False)["a line"]["candidate"]
+
+    return choose
+
+
+def test_the_winner_loses_least_over_all_shapes_not_the_most_time(candidate_of):
+    """(1, 2) takes ten times what it need where little time goes, (1, 1) a tenth more where most does."""
+    seconds = {((1, 1), 8): 0.01, ((1, 1), 16): 11.0, ((1, 2), 8): 0.1, ((1, 2), 16): 10.0}
+    assert candidate_of(seconds) == (1, 1)
+
+
+def test_of_two_orders_of_summation_the_faster_is_taken(candidate_of):
+    assert candidate_of({((32, 1), 8): 2.0, ((64, 1), 8): 1.0, ((64, 2), 8): 3.0}) == (64, 1)
+
+
+def test_a_candidate_that_is_wrong_or_does_not_run_is_out(tune, monkeypatch):
+    call = ("softmax", (torch.randn(4, 3),), {})
+    table = tune.Table("softmax", (), (), iter, lambda _: ExitStack(), iter)
+    with launches() as seen:
+        assert tune.measure(table, (), [call]) == [1.0]
+    assert seen
+    softmax = tune.kernels.softmax
+    monkeypatch.setattr(tune.kernels, "softmax", lambda x: softmax(x) + 0.1)
+    assert tune.measure(table, (), [call]) is None
+
+    def failing(x: torch.Tensor) -> None:
+        raise RuntimeError("no")
+
+    monkeypatch.setattr(tune.kernels, "softmax", failing)
+    assert tune.measure(table, (), [call]) is None
+
+
+@pytest.mark.parametrize(("ours", "wanted"), [((3, 3), 16), ((1, 3), 32), ((3, 1), None), ((2, 2), None)])
+def test_the_library_is_taken_from_where_it_stays_faster(tune, monkeypatch, ours, wanted):
+    """Our kernel takes `ours` seconds for 16 and for 32 rows, the library 2."""
+
+    def seconds(op: Any, arguments: list[torch.Tensor], _: Any) -> float:
+        return 2.0 if op is tune._library else ours[len(arguments[0]) // 32]
+
+    monkeypatch.setattr(tune, "_seconds", seconds)
+    assert tune.library_rows("cpu", smoke=True) == wanted
+
+
+def test_the_library_s_product_is_ours(tune):
+    x, weight, bias = torch.randn(5, 16), torch.randn(7, 16), torch.randn(7)
+    torch.testing.assert_close(tune._library(x, weight, bias), tune.reference.linear(x, weight, bias))
+
+
+def test_it_runs_through_on_toy_shapes(tune, monkeypatch, tmp_path, capsys):
+    out = tmp_path / "tables.json"
+    monkeypatch.setattr(sys, "argv", ["tune.py", "--smoke", "--out", str(out)])
+    tune.main()
+    found = json.loads(out.read_text())
+    assert (found["device"], found["target"]) == ("interpreted", "sm_80")
+    assert {name: list(lines) for name, lines in found["tables"].items()} == {
+        "linear": ["256", "2048", "None"],
+        "packed_attention": ["32", "64", "None"],
+        "normalize": ["1024", "None"],
+    }
+    assert {line["tried"] for lines in found["tables"].values() for line in lines.values()} == {2}
+    assert "library_rows" in found
+    assert "linear, up to 256: (32, 32, 64, 4, 3)" in capsys.readouterr().out
