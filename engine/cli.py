@@ -19,6 +19,7 @@ from types import ModuleType
 from segue import __version__
 from segue.errors import BundleError, ExecutorUnavailable, InputError, SegueError
 from segue.files import discard_output
+from segue.options import add_limits, add_model, add_table, count
 
 __all__ = ["main"]
 
@@ -95,22 +96,22 @@ def _parse(argv: list[str]) -> argparse.Namespace:
 def _add_score(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=lambda arguments: _commands().score(arguments))
     parser.epilog = f"{_TABLES.format(default=_PAIR_COLUMNS)}\n{_CODES}"
-    _add_table(parser, "A,B")
+    add_table(parser, "A,B")
     parser.add_argument("--all-labels", action="store_true", help="write a column for each label")
     parser.add_argument(
         "--output", choices=("probability", "logit"), default="probability", help="default: probability"
     )
-    _add_limits(parser)
-    _add_model(parser)
+    add_limits(parser)
+    add_model(parser)
 
 
 def _add_rank(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=lambda arguments: _commands().rank(arguments))
     parser.epilog = f"{_TABLES.format(default=_DOCUMENT_COLUMNS)}\n{_CODES}"
     parser.add_argument("query", metavar="QUERY")
-    _add_table(parser, "COLUMN")
-    parser.add_argument("--top-k", type=_count, metavar="K", help="write only the K best")
-    _add_model(parser)
+    add_table(parser, "COLUMN")
+    parser.add_argument("--top-k", type=count, metavar="K", help="write only the K best")
+    add_model(parser)
 
 
 def _add_explain(parser: argparse.ArgumentParser) -> None:
@@ -118,14 +119,14 @@ def _add_explain(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("a", metavar="A")
     parser.add_argument("b", metavar="B")
     parser.add_argument("--json", action="store_true", help="write JSON, with every digit")
-    _add_limits(parser)
-    _add_model(parser)
+    add_limits(parser)
+    add_model(parser)
 
 
 def _add_info(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=lambda arguments: _commands().info(arguments))
     parser.add_argument("--json", action="store_true", help="write JSON")
-    _add_model(parser)
+    add_model(parser)
 
 
 def _add_export(parser: argparse.ArgumentParser) -> None:
@@ -150,7 +151,20 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
 
         parser.set_defaults(run=evaluate.run, extra="train")
         evaluate.add_arguments(parser)
-        _add_model(parser)
+        add_model(parser)
+
+
+def _add_bench(parser: argparse.ArgumentParser) -> None:
+    from segue import bench_options
+
+    def run(arguments: argparse.Namespace) -> int:
+        from segue import bench_command
+
+        return bench_command.run(arguments)
+
+    parser.set_defaults(run=run, extra="plot")
+    bench_options.add_arguments(parser)
+    add_model(parser)
 
 
 _COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
@@ -161,6 +175,7 @@ _COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "export": ("write a PyTorch checkpoint as a bundle that segue runs", _add_export),
     "pretrain": ("train a BERT on text of your own", _add_pretrain),
     "evaluate": ("measure a next sentence model on text that it has not seen", _add_evaluate),
+    "bench": ("measure latency and throughput on this machine", _add_bench),
 }
 
 
@@ -168,51 +183,6 @@ def _commands() -> ModuleType:
     from segue import commands
 
     return commands
-
-
-def _add_table(parser: argparse.ArgumentParser, columns: str) -> None:
-    from segue.tables import FORMATS
-
-    group = parser.add_argument_group("tables")
-    parser.add_argument("file", metavar="FILE", nargs="?", default="-", help="default: stdin")
-    group.add_argument(
-        "-o", dest="out", metavar="OUT", default="-", help="written whole or not at all; default: stdout"
-    )
-    group.add_argument("--format", choices=FORMATS, help="of FILE")
-    group.add_argument(
-        "--output-format", choices=FORMATS, help="of OUT; default: by its ending, else that of FILE"
-    )
-    group.add_argument("--columns", metavar=columns, help="to read: names, or numbers from 1")
-    group.add_argument("--header", action="store_true", help="a TSV begins with the names of its columns")
-    group.add_argument("--scores-only", action="store_true", help="write the scores without the rows")
-    group.add_argument(
-        "--score-name", metavar="NAME", default="score", help="of the score's column; default: score"
-    )
-
-
-def _add_limits(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("long texts")
-    ways = ("longest_first", "only_first", "only_second", "error")
-    group.add_argument("--truncation", choices=ways, default=ways[0], help=f"default: {ways[0]}")
-    group.add_argument("--max-tokens", type=_count, metavar="N", help="from 3; default: the model's limit")
-
-
-def _add_model(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("model")
-    group.add_argument(
-        "--model", metavar="BUNDLE", help="a bundle or checkpoint folder; default: segue's own"
-    )
-    group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N; default: auto")
-    group.add_argument("--executor", default="auto", help="auto, onnxruntime or triton; default: auto")
-    group.add_argument("--precision", help="of the arithmetic: float32, float16 or bfloat16")
-    group.add_argument("--threads", type=_count, metavar="N", help="default: as many as this process may use")
-    group.add_argument("--max-batch-tokens", type=_count, metavar="N", help="tokens computed at once")
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number from 1, got {text!r}")
-    return int(text)
 
 
 @contextmanager

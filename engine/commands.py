@@ -75,6 +75,7 @@ def _engine(arguments: argparse.Namespace) -> Engine:
         precision=arguments.precision,
         threads=arguments.threads,
         max_batch_tokens=arguments.max_batch_tokens,
+        batch_invariant=arguments.batch_invariant,
     )
 
 

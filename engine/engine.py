@@ -248,10 +248,9 @@ class Engine:
         """
         import logging  # 7 ms that a process which warms nothing up need not pay
 
-        started, count = perf_counter(), 0
+        started = perf_counter()
         steps = self._executor.warm_up()
-        for _, count in _counted(steps) if progress else steps:
-            pass
+        count = sum(1 for _ in (_counted(steps) if progress else steps))
         longest = max(1, self._manifest.max_tokens - 4)  # three special tokens and one of "b"
         for size in (1, longest):
             self._logits(self._encode([("a " * size, "b")], "longest_first", None))

@@ -35,7 +35,7 @@ from segue.export.token_store import write_tokens
 from segue.text import Encoded, PairEncoder
 
 _PACKED_TOKENS = 128  # BERT's own, for nine tenths of its training
-_MODEL = ("device", "executor", "precision", "threads", "max_batch_tokens")
+_MODEL = ("device", "executor", "precision", "threads", "max_batch_tokens", "batch_invariant")
 _OPTIONS = ("model", *_MODEL, "pairs", "sides", "max_tokens", "reference", "seed", "out")
 
 
@@ -68,6 +68,7 @@ def evaluate(
     precision: str | None = None,
     threads: int | None = None,
     max_batch_tokens: int | None = None,
+    batch_invariant: bool = True,
     pairs: int = 1000,
     sides: int = 3,
     max_tokens: int | None = None,
@@ -80,7 +81,7 @@ def evaluate(
 
     Args:
         corpus: a folder or a file, as `segue pretrain` takes it, of text that was held out. Held in memory.
-        model, device, executor, precision, threads, max_batch_tokens: as in `Engine.load`.
+        model, device, executor, precision, threads, max_batch_tokens, batch_invariant: as in `Engine.load`.
         pairs: of each of the `KINDS` of negatives, half of them IsNext; and of BERT's own packing, whose
             labels fall as they do. A kind that the documents cannot give is in "left_out", with the reason.
         sides: sentences a side, at most.

@@ -26,7 +26,7 @@ TORCH_SIDE = {
 }
 ROOMS = {
     "kernels": {"torch", "triton"},
-    "engine": {"numpy", "tokenizers", "tqdm", "onnxruntime"},
+    "engine": {"numpy", "tokenizers", "tqdm", "onnxruntime", "matplotlib"},
     "export": TORCH_SIDE
     | {"transformers", "matplotlib", "segue.kernels.reference"}
     | {"segue.bundle", "segue.errors", "segue.text", "segue.batching", "segue.head", "segue.Engine"}

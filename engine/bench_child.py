@@ -1,0 +1,70 @@
+"""A fresh process that loads a model and scores: started by `bench_process` with -m, imported by nothing.
+
+Reads {"load": arguments of Engine.load, "pairs": [[a, b], ...]} from stdin, and writes to stdout how long the
+import, the load and the first score took, and what memory it came to. Whatever it needs besides the engine is
+imported once the engine has been.
+"""
+
+from __future__ import annotations
+
+import sys
+from time import perf_counter
+from typing import Any
+
+__all__ = ["main"]
+
+
+def main() -> None:
+    """Load, score the first pair, then all of them."""
+    started = perf_counter()
+    from segue import Engine
+
+    imported = perf_counter()
+    import json
+
+    request: dict[str, Any] = json.load(sys.stdin)
+    pairs: list[list[str]] = request["pairs"]
+    began = perf_counter()
+    engine = Engine.load(**request["load"])
+    loaded = perf_counter()
+    after_load = _peak_memory()
+    engine.predict(pairs[:1])
+    scored = perf_counter()
+    if len(pairs) > 1:
+        engine.predict(pairs)
+    found: dict[str, Any] = {
+        "import": imported - started,
+        "load": loaded - began,
+        "first_score": scored - loaded,
+        "memory_loaded": after_load,
+        "memory_peak": _peak_memory(),
+        "gpu_allocated": None,
+        "gpu_reserved": None,
+    }
+    torch: Any = sys.modules.get("torch")  # there if the executor needs it
+    if torch is not None and torch.cuda.is_available():
+        found["gpu_allocated"] = torch.cuda.max_memory_allocated()
+        found["gpu_reserved"] = torch.cuda.max_memory_reserved()
+    json.dump(found, sys.stdout)
+
+
+def _peak_memory() -> int | None:
+    """Return the most bytes of RAM this process has held, None where the system does not say.
+
+    On Linux what getrusage says is no good: there a new process inherits the peak of the one that started it.
+    """
+    try:
+        with open("/proc/self/status", encoding="utf-8") as status:
+            return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM:"))
+    except (OSError, StopIteration):
+        pass
+    try:
+        import resource
+    except ModuleNotFoundError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+if __name__ == "__main__":
+    main()
