@@ -26,6 +26,7 @@ from triton_tools import FIVE_LABELS, LONGEST, NSP, ONE_LABEL, judge, open_trito
 
 import segue.executors
 from segue import BundleError, Engine, ExecutorUnavailable, InputError, SegueError
+from segue.batching import pack
 from segue.cli import main
 from segue.executors import open_executor, triton_compiles, triton_device
 from segue.executors import triton as triton_executor
@@ -491,13 +492,22 @@ def test_the_command_line_takes_it(bundle, cpu, tmp_path):
     assert np.abs(np.array(found) - cpu.score([("the man", "a b c"), ("x y", "z w")])).max() <= 1e-5
 
 
-def test_the_model_that_ships_scores_as_on_onnx_runtime():
-    pair = [("He left.", "She stayed.")]
-    with Engine.load(executor="triton", max_batch_tokens=256) as engine:
-        assert engine.info.precision == "float16"
-        found = engine.predict(pair, output="logit")
-    wanted = Engine.load(executor="onnxruntime", device="cpu").predict(pair, output="logit")
-    assert np.abs(found - wanted).max() < 0.02
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+def test_real_weights_give_what_onnx_runtime_gives(precision):
+    """All layers of the model in the package, on pairs of several lengths."""
+    pairs = [("He left.", "She stayed."), ("It rained all day, and nobody came.", "")]
+    with Engine.load(executor="triton", precision=precision, max_batch_tokens=64) as engine:
+        found = engine.predict(pairs, output="logit")
+        (batch,) = [pack(encoded := engine._encode(pairs, "longest_first", None), np.arange(len(pairs)))]
+        plan, dtype = engine._executor._launches.plan, getattr(torch, precision)
+    assert encoded.lengths.tolist() == [9, 12]
+    if precision == "float32":
+        wanted = Engine.load(executor="onnxruntime", device="cpu").predict(pairs, output="logit")
+        assert np.abs(found - wanted).max() <= 1e-4
+    else:
+        eager = run_eagerly(plan, batch, dtype, arithmetic=dtype)
+        exact = run_eagerly(plan, batch, dtype, arithmetic=torch.float64)
+        assert_as_exact(torch.from_numpy(found).to(dtype), eager, exact)
 
 
 # Where it cannot be had
