@@ -1,0 +1,102 @@
+"""Compiles beforehand what the sections launch, in as many processes as there are processors.
+
+Kernels are kept on disk, so that a section that launches one after this only loads it: compiled one after
+the other they would take most of the run. How long a user waits is another section's business. Started as a
+script, this is one of the processes: `gpu_compile.py '{"kernels": ...}'`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if __name__ == "__main__":
+    from gpu_path import reach
+
+    reach()
+
+if TYPE_CHECKING:
+    from gpu_models import Work
+    from gpu_run import Run
+
+__all__ = ["compile_ahead"]
+
+
+def compile_ahead(run: Run, work: Work, found: dict[str, Any]) -> None:
+    """Start a process for each share of the kernels, and wait for them, as long as there is time."""
+    jobs = list(_jobs(work))
+    found |= {"processes": len(jobs), "failed": []}
+    waiting = {
+        json.dumps(job): subprocess.Popen(
+            [sys.executable, __file__, json.dumps(job)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for job in jobs
+    }
+    try:
+        for job, process in waiting.items():
+            _, said = process.communicate(timeout=max(run.left, 1))
+            if process.returncode:
+                found["failed"].append(f"{job}: {said.strip().splitlines()[-1:]}")
+    except subprocess.TimeoutExpired:
+        found["left to the sections"] = [job for job, process in waiting.items() if process.poll() is None]
+    finally:
+        for process in waiting.values():
+            process.kill()
+            process.wait()
+
+
+def _jobs(work: Work) -> list[dict[str, Any]]:
+    from gpu_parity import RAGGED, SIZES, SMOKE_RAGGED, SMOKE_SIZES
+    from gpu_parity_models import PRECISIONS
+
+    if work.smoke:
+        return [{"kernels": (SMOKE_SIZES[0], SMOKE_RAGGED, "float32"), "device": "cpu"}]
+    jobs: list[dict[str, Any]] = []
+    for precision in PRECISIONS:
+        jobs += [{"kernels": (size, RAGGED, precision), "device": "cuda"} for size in SIZES]
+        for name in work.names:
+            model = work.model(name)
+            jobs.append({"model": str(model.bundle), "precision": precision,
+                         "tokens": max(work.budgets), "longest": model.longest})  # fmt: skip
+    return jobs
+
+
+def _do(job: dict[str, Any]) -> None:
+    if "model" in job:
+        from segue.executors import open_executor
+
+        executor = open_executor(
+            Path(job["model"]) / "model.onnx",
+            executor="triton",
+            device="auto",
+            precision=job["precision"],
+            threads=1,
+            batch_tokens=job["tokens"],
+            longest=job["longest"],
+        )
+        for _ in executor.warm_up():
+            pass
+        return
+    import torch
+    from gpu_parity import cases, fault_of
+
+    size, ragged, precision = job["kernels"]
+    for lengths in ragged:
+        dtype, device = getattr(torch, precision), torch.device(job["device"])
+        for case in cases(tuple(size), tuple(lengths), dtype, device):
+            fault_of(*case, device)  # whatever is found, the section will find again
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    started = time.perf_counter()
+    _do(json.loads(sys.argv[1]))
+    print(f"{time.perf_counter() - started:.1f} s")

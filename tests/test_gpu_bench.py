@@ -1,0 +1,349 @@
+"""bench/gpu.py, interpreted in toy sizes: every section runs, what is wrong is not timed, time is kept."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from segue import kernels
+from segue.executors.triton import TritonExecutor
+from segue.kernels import reference
+
+BENCH = Path(__file__).resolve().parent.parent / "bench"
+MODULES = (
+    "run",
+    "prepare",
+    "models",
+    "parity",
+    "parity_models",
+    "kernels",
+    "model",
+    "peers",
+    "report",
+    "path",
+    "timing",
+)
+
+
+@pytest.fixture(scope="module")
+def bench() -> Any:
+    """The modules of the script, by the rest of their names."""
+    sys.path.insert(0, str(BENCH))
+    try:
+        yield SimpleNamespace(**{name: __import__(f"gpu_{name}") for name in MODULES}, main=__import__("gpu"))
+    finally:
+        sys.path.remove(str(BENCH))
+
+
+@pytest.fixture(scope="module")
+def prepared(bench: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("prepared")
+    bench.prepare.prepare(folder, smoke=True)
+    return folder
+
+
+@pytest.fixture
+def work(bench: Any, prepared: Path, tmp_path: Path) -> Any:
+    return bench.models.Work(prepared, tmp_path, torch.device("cpu"), None)
+
+
+@pytest.fixture
+def run(bench: Any, tmp_path: Path) -> Any:
+    return bench.run.Run(tmp_path / "record.json", 600, date="today", smoke=True, arguments=[])
+
+
+def test_the_smoke_run_takes_every_section_without_the_exporter(
+    bench: Any, prepared: Path, tmp_path: Path
+) -> None:
+    """Text to table, in a process in which nothing can be exported."""
+    for name in ("onnx_ir", "onnxscript"):
+        (tmp_path / f"{name}.py").write_text("raise ImportError('not on this machine')\n")
+    out = tmp_path / "out"
+    command = [
+        sys.executable,
+        str(BENCH / "gpu.py"),
+        "--smoke",
+        "--prepared",
+        str(prepared),
+        "--out",
+        str(out),
+    ]
+    environment = os.environ | {"PYTHONPATH": str(tmp_path), "TRITON_INTERPRET": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    (written,) = out.glob("smoke-*.json")
+    record = json.loads(written.read_text())
+    every = bench.main.sections(None, argparse.Namespace(autotune=False, sanitize=False, only=None))
+    assert list(record["sections"]) == [section.name for section in every]
+    assert {entry["status"] for entry in record["sections"].values()} == {"done"}, done.stdout
+    found = {name: entry["found"] for name, entry in record["sections"].items()}
+    assert not found["compiling ahead"]["failed"]
+    _check_parity(found)
+    _check_times(found)
+    table = written.with_suffix(".md").read_text()
+    assert "meaningless" in table
+    for name in set(found) - {"machine", "compiling ahead", "profile"}:
+        assert f"\n## {name.capitalize()}\n\n| " in table
+    for name in found:
+        assert f"\n| {name} | done |" in table
+
+
+def _check_parity(found: dict[str, Any]) -> None:
+    assert set(found["parity of kernels"]) == set(kernels.__all__) - {"first_rows"}
+    for op, dtypes in found["parity of kernels"].items():
+        assert {dtype: entry["ok"] for dtype, entry in dtypes.items()} == dict.fromkeys(
+            ("float32", "float16", "bfloat16"), True
+        ), op
+    toy = found["parity of models"]["toy"]
+    assert 0 < toy["from PyTorch in float64"] < 1e-9
+    assert set(toy["executors"]) == {"float16, batch-invariant", "float16, not invariant"}
+    assert all(about["ok"] and about["error"] > 0 for about in toy["executors"].values())
+    assert toy["executors"]["float16, batch-invariant"]["bits"] == {"same": True, "largest difference": 0.0}
+
+
+def _check_times(found: dict[str, Any]) -> None:
+    timed = {row["op"]: row["sides"] for row in found["kernels"]["rows"]}
+    assert set(timed) == {"packed_attention", "linear", "linear_gelu", "add_layer_norm", "embed", "softmax"}
+    assert all("us" in sides["segue"] for sides in timed.values())
+    sides = {"segue, float16", "segue, float16, batch_invariant=False"}
+    for row in found["throughput"]["rows"]:
+        assert set(row["sides"]) == sides
+        assert all(side["pairs/s"] > 0 for side in row["sides"].values())
+        assert row["roofline"]["seconds"] > 0
+    assert {row["from"] for row in found["latency"]["rows"]} == {"ids", "text"}
+    assert all("of the model alone" in row for row in found["end to end"]["rows"])
+    assert [row["compiled after"] for row in found["warm-up"]["rows"]] == [0]
+    (row,) = found["peers"]["rows"]
+    families = {name.split(" @ ")[0] for name, side in row["sides"].items() if "pairs/s" in side}
+    assert families == sides | {"transformers, SDPA, sorted", "a loop of SDPA, packed"}
+
+
+# Correct first
+
+
+def test_a_kernel_that_is_wrong_is_not_timed(
+    bench: Any, work: Any, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def softmax(x: torch.Tensor, *, out: torch.Tensor | None = None) -> torch.Tensor:
+        return reference.softmax(x * 1.02, out=out)
+
+    monkeypatch.setattr(kernels, "softmax", softmax)
+    monkeypatch.setattr(bench.parity, "DTYPES", (torch.float16,))
+    monkeypatch.setattr(
+        bench.kernels, "_contests", _only("softmax", "add_layer_norm", bench.kernels._contests)
+    )
+    run.take(
+        bench.run.Section("parity of kernels", lambda w, f: bench.parity.check_kernels(run, w, f), 99), work
+    )
+    run.take(bench.run.Section("kernels", lambda w, f: bench.kernels.time_kernels(run, w, f), 99), work)
+    verdicts = {op: entry["float16"]["ok"] for op, entry in run.found("parity of kernels").items()}
+    assert [op for op, ok in verdicts.items() if not ok] == ["softmax"]
+    right, wrong = run.found("kernels")["rows"]
+    assert (right["op"], wrong["op"]) == ("add_layer_norm", "softmax")
+    assert "us" in right["sides"]["segue"]
+    assert wrong["sides"] == {}
+    assert "not timed" in wrong
+    assert "wrong by" in bench.report.markdown(run.record)
+
+
+def test_a_side_that_is_wrong_at_the_timed_shape_is_not_timed(
+    bench: Any, work: Any, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run.record["sections"]["parity of kernels"] = {"found": {"softmax": {"float16": {"ok": True}}}}
+    (contest,) = _only("softmax", "", bench.kernels._contests)(work.device, True, False)
+    contest = contest._replace(peers={"half": lambda x: torch.softmax(x, -1) / 2, **contest.peers})
+    monkeypatch.setattr(bench.kernels, "_contests", lambda *_: [contest])
+    found: dict[str, Any] = {}
+    bench.kernels.time_kernels(run, work, found)
+    sides = found["rows"][0]["sides"]
+    assert {name: "us" in side for name, side in sides.items()} == {
+        "half": False, "segue": True, "torch.softmax": True,
+    }  # fmt: skip
+    assert "wrong by" in sides["half"]["error"]
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        (lambda logits: logits * 0 + 0.1, "wrong by"),
+        (lambda logits: logits + 1e-5 * len(logits), "bits hang"),
+    ],
+    ids=["wrong", "as its batch is"],
+)
+def test_a_model_that_is_wrong_is_not_timed(
+    bench: Any, work: Any, run: Any, monkeypatch: pytest.MonkeyPatch, fault: Callable[[Any], Any], said: str
+) -> None:
+    genuine = TritonExecutor.run
+    monkeypatch.setattr(TritonExecutor, "run", lambda self, batches: map(fault, genuine(self, batches)))
+    monkeypatch.setattr(bench.parity_models, "_executors", lambda smoke: [("float16", (True,))])
+    run.take(
+        bench.run.Section("parity of models", lambda w, f: bench.parity_models.check_models(run, w, f), 99),
+        work,
+    )
+    run.take(bench.run.Section("throughput", lambda w, f: bench.model.throughput(run, w, f), 99), work)
+    about = run.found("parity of models")["toy"]["executors"]["float16, batch-invariant"]
+    assert not about["ok"]
+    assert said in about["why"]
+    assert {(name, *side) for name, side in run.found("throughput")["rows"][0]["sides"].items()} == {
+        ("segue, float16", "not timed"),
+        ("segue, float16, batch_invariant=False", "not timed"),
+    }
+
+
+def test_a_peer_that_scores_something_else_is_not_timed(bench: Any, work: Any) -> None:
+    exact = torch.linspace(-2, 2, 10, dtype=torch.float64).view(5, 2)
+    row: dict[str, Any] = {"pairs": 5, "sides": {}}
+    called = []
+
+    def scorer(logits: np.ndarray) -> Callable[[], np.ndarray]:
+        return lambda: [called.append(logits), logits][1]
+
+    right, wrong = exact.float().numpy(), exact.float().numpy()[::-1].copy()
+    bench.peers._time(work, {"right": scorer(right), "wrong": scorer(wrong)}, (exact.half(), exact), row)
+    assert "pairs/s" in row["sides"]["right"]
+    assert set(row["sides"]["wrong"]) == {"not timed"}
+    assert sum(logits is wrong for logits in called) == 1, "it was called to check it, and never again"
+
+
+def test_what_a_side_cannot_do_is_said_and_the_others_are_timed(bench: Any) -> None:
+    sides = {"broken": [lambda: 1 / 0], "works": [lambda: time.sleep(1e-3), lambda: time.sleep(3e-3)]}
+    found = bench.timing.compare(sides, torch.device("cpu"), repeats=3)
+    assert found["broken"] == {"error": "ZeroDivisionError: division by zero"}
+    assert 2000 <= found["works"]["us"] < 20_000
+    assert len(found["works"]["all_us"]) == 3
+    assert bench.timing.rotations(60_000_000) == 4
+
+
+# Time and record
+
+
+def test_every_section_leaves_a_word_in_the_record_whatever_becomes_of_it(
+    bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench.run, "_GRACE", 0.0)
+    monkeypatch.setattr(bench.run, "_LEAST", 0.1)
+    run = bench.run.Run(tmp_path / "record.json", 2.0, date="today", smoke=True, arguments=["--smoke"])
+    on_disk = []
+
+    def patient(_: Any, found: dict[str, Any]) -> None:
+        for step in range(1000):
+            run.check_time()
+            found["step"] = step
+            time.sleep(0.02)
+
+    def deaf(_: Any, found: dict[str, Any]) -> None:
+        found["begun"] = True
+        time.sleep(60)
+
+    def faulty(_: Any, found: dict[str, Any]) -> None:
+        on_disk.append(json.loads(run.path.read_text())["sections"])
+        raise ValueError("no such luck")
+
+    for name, act, seconds, needs in (
+        ("patient", patient, 0.3, None), ("deaf", deaf, 0.3, None), ("faulty", faulty, 9, None),
+        ("relying", faulty, 9, "faulty"), ("long", deaf, 9, None), ("late", faulty, 9, None),
+    ):  # fmt: skip
+        run.take(bench.run.Section(name, act, seconds, needs), None)
+    sections = json.loads(run.path.read_text())["sections"]
+    assert {name: entry["status"] for name, entry in sections.items()} == {
+        "patient": "cut short", "deaf": "cut short", "faulty": "failed",
+        "relying": "skipped", "long": "cut short", "late": "skipped",
+    }  # fmt: skip
+    assert sections["patient"]["found"]["step"] > 3
+    assert sections["deaf"]["found"] == {"begun": True}
+    assert sections["faulty"]["why"].endswith("ValueError: no such luck")
+    assert sections["late"]["why"] == "0 s of the whole time were left"
+    (seen,) = on_disk
+    assert {name: entry["status"] for name, entry in seen.items()} == {
+        "patient": "cut short", "deaf": "cut short", "faulty": "running",
+    }  # fmt: skip
+    table = bench.report.markdown(run.record)
+    assert "| late | skipped | 0.0 | 0 s of the whole time were left |" in table
+    assert "ValueError: no such luck" in table
+
+
+def test_only_takes_along_what_a_section_relies_on(bench: Any) -> None:
+    options = {"autotune": False, "sanitize": False}
+    chosen = bench.main.sections(None, argparse.Namespace(only=["peers", "kernels"], **options))
+    assert [section.name for section in chosen] == [
+        "machine", "parity of kernels", "parity of models", "kernels", "peers",
+    ]  # fmt: skip
+    with pytest.raises(SystemExit, match="no section thruput; there are machine, "):
+        bench.main.sections(None, argparse.Namespace(only=["thruput"], **options))
+
+
+# What is prepared
+
+
+def test_a_prepared_graph_gets_its_weights_and_nothing_else_changes(
+    bench: Any, prepared: Path, work: Any
+) -> None:
+    assert sum(path.stat().st_size for path in prepared.iterdir()) < 500_000
+    model = work.model("toy")
+    graph = (prepared / "toy.onnx").read_bytes()
+    assert (model.bundle / "model.onnx").read_bytes() == graph
+    weights = onnx.load(str(model.bundle / "model.onnx")).graph.initializer
+    stored = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in weights}
+    word = model.module.bert.embeddings.word_embeddings.weight.detach().numpy()
+    assert np.array_equal(stored["embeddings.word.weight"], word)
+    query = model.module.bert.encoder.layer[1].attention.self.query.weight.detach().numpy()
+    assert np.array_equal(stored["layers.1.query.weight"], query)
+
+
+def test_the_real_workloads_are_those_of_the_budget(bench: Any) -> None:
+    import budget
+
+    workloads = bench.prepare._workloads(budget)
+    *_, mixed = budget.batches().values()
+    assert sorted(workloads.pop("mixed")) == sorted(mixed * 16)
+    assert workloads == {"S = 128": [128] * 2048, "S = 512": [512] * 512}
+
+
+def test_batches_hold_every_pair_once_as_it_was(bench: Any) -> None:
+    whole = bench.models.batch_of([5, 12, 3, 9], 30_000)
+    rows, batches = bench.models.batches_of(whole, 15)
+    assert [some.tolist() for some in rows] == [[1], [3, 0], [2]]
+    assert [batch.cu_seqlens.tolist() for batch in batches] == [[0, 12], [0, 9, 14], [0, 3]]
+    assert np.array_equal(batches[1].input_ids, np.r_[whole.input_ids[20:], whole.input_ids[:5]])
+    assert np.array_equal(batches[1].position_ids, [*range(9), *range(5)])
+
+
+def test_texts_have_as_many_tokens_as_asked_for(bench: Any, work: Any) -> None:
+    from segue.text import PairEncoder
+
+    path = work.model("toy").bundle / "tokenizer.json"
+    lengths = [3, 4, 60, 128]
+    assert PairEncoder(path, 512).encode(bench.models.texts(path, lengths)).lengths.tolist() == lengths
+
+
+def test_a_checkout_that_is_not_installed_is_importable(bench: Any, tmp_path: Path) -> None:
+    bench.path.link(tmp_path)
+    code = (
+        "import segue, segue.kernels.reference, segue.export.checkpoint, segue.executors.triton_plan as p\n"
+        "from segue.engine import DEFAULT_MODEL as model\n"
+        "print(segue.__file__, segue.kernels.__file__, p.__file__, (model / 'model.onnx').exists())"
+    )
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd="/", env=environment, check=True
+    )
+    *files, exists = done.stdout.split()
+    assert all(Path(file).is_relative_to(tmp_path / "segue") for file in files)
+    assert exists == "True"
+
+
+def _only(first: str, second: str, contests: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda *a: [contest for contest in contests(*a) if contest.op in (first, second)]
