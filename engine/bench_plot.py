@@ -32,8 +32,8 @@ def draw(record: Mapping[str, Any], file: BinaryIO, *, format: str = "png") -> N
     figure = Figure(figsize=(4.6 * columns, 3.6 * rows + 0.5), layout="constrained")
     engine = record["engine"]
     figure.suptitle(
-        f"segue bench: {record['model']['name']}, {engine['executor']} on {engine['device']}, "
-        f"{engine['threads']} threads of {record['machine']['cpu']}",
+        f"segue bench: {record['model']['name']}, {engine['executor']} on {engine['device']},"
+        f"{' ' if columns > 1 else chr(10)}{engine['threads']} threads of {record['machine']['cpu']}",
         fontsize=10,
     )
     grid = figure.subplots(rows, columns, squeeze=False)
@@ -42,7 +42,7 @@ def draw(record: Mapping[str, Any], file: BinaryIO, *, format: str = "png") -> N
             axes.set_axis_off()
             continue
         panels[place](axes, record)
-        axes.tick_params(labelsize=8)
+        axes.tick_params(which="both", labelsize=8)
         for text in (axes.title, axes.xaxis.label, axes.yaxis.label):
             text.set_fontsize(9)
     figure.savefig(file, dpi=120, format=format)
@@ -59,8 +59,15 @@ def _latencies(axes: Any, record: Mapping[str, Any]) -> None:
         marks = [1e3 * percentile(values, share) for share in _MARKED]
         axes.scatter(marks, _MARKED, color=colour, s=18, zorder=3)
     axes.set(xscale="log", xlabel="ms", ylim=(0, 1.03), title="queries answered within (p50, p90, p99)")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(_labelled)
     axes.grid(alpha=0.3, which="both", linewidth=0.5)
     axes.legend(fontsize=8)
+
+
+def _labelled(value: float, _: int) -> str:
+    """Name the twos and fives between powers of ten; the others would run into each other."""
+    return f"{value:g}" if f"{value:e}"[0] in "25" else ""
 
 
 def _server(axes: Any, record: Mapping[str, Any]) -> None:
