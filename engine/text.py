@@ -1,16 +1,18 @@
 """Pairs of strings to token ids: the first of the four steps.
 
-Each distinct sentence is tokenised once and each distinct pair kept once; pairs are told apart by the
-numbers of their sentences and assembled later, as `[CLS] A [SEP] B [SEP]`. The tokenizer is configured when
-it is read and never changed, so any number of threads may encode with it at once. Knows nothing about
-batches.
+Each distinct sentence is put together once, from the ids of its words, and each distinct pair kept once;
+pairs are told apart by the numbers of their sentences and assembled later, as `[CLS] A [SEP] B [SEP]`. The
+tokenizer reads a word when it is new, and not again while it is remembered. It is configured when it is read
+and never changed, and what it makes of a word depends on nothing else, so any number of threads may encode at
+once. Knows nothing about batches.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from segue.errors import BundleError, InputError
+from segue.words import Words
 
 __all__ = [
     "MIN_TOKENS",
@@ -32,7 +35,6 @@ __all__ = [
 
 MIN_TOKENS = 3  # [CLS], [SEP] and [SEP] are always there
 TRUNCATIONS = ("longest_first", "only_first", "only_second", "error")
-_SENTENCES_AT_ONCE = 4096  # bounds the tokenizer's own objects, some 70 bytes a token
 
 Ints = NDArray[np.int64]
 
@@ -88,6 +90,7 @@ class PairEncoder:
                 "not [CLS] A [SEP] B [SEP] with segments 0 and 1"
             )
         self.cls_id, self.sep_id = cls_id, sep_id
+        self._words = Words(self._tokenizer)
 
     def encode(
         self, pairs: Iterable[Any], *, truncation: str = "longest_first", max_tokens: int | None = None
@@ -106,7 +109,10 @@ class PairEncoder:
         limit = self._limit(truncation, max_tokens)
         sentences, numbered = number_pairs(pairs)
         distinct, inverse = _distinct(numbered, len(sentences))
-        ids, starts = self._tokenise(sentences, numbered)
+        try:
+            ids, starts = self._words.spell(sentences)
+        except TypeError:  # all are str, so one of them has no UTF-8 form
+            raise _surrogate(sentences, numbered) from None
         sizes = np.diff(starts)[distinct]
         try:
             kept = truncated_lengths(sizes, limit - MIN_TOKENS, truncation)
@@ -128,22 +134,6 @@ class PairEncoder:
             raise InputError(f"max_tokens: expected {MIN_TOKENS} to {self.max_tokens}, got {max_tokens!r}")
         return int(max_tokens)
 
-    def _tokenise(self, sentences: list[str], numbered: Ints) -> tuple[NDArray[np.int32], Ints]:
-        pieces: list[NDArray[np.int32]] = []
-        sizes: list[int] = []
-        for first in range(0, len(sentences), _SENTENCES_AT_ONCE):
-            some = sentences[first : first + _SENTENCES_AT_ONCE]
-            try:
-                encodings = self._tokenizer.encode_batch_fast(some, add_special_tokens=False)
-            except TypeError:  # all are str, so one of them has no UTF-8 form
-                raise _surrogate(sentences, numbered) from None
-            rows = [encoding.ids for encoding in encodings]
-            sizes += map(len, rows)
-            pieces.append(np.fromiter(chain.from_iterable(rows), dtype=np.int32))
-        starts = np.zeros(len(sizes) + 1, dtype=np.int64)
-        np.cumsum(sizes, out=starts[1:])
-        return np.concatenate(pieces) if pieces else np.empty(0, dtype=np.int32), starts
-
 
 def check_iterable(name: str, value: Any, of: str) -> None:
     """Raise InputError where `value` is no collection; strings and dicts iterate, but not over pairs."""
@@ -159,20 +149,10 @@ def number_pairs(pairs: Iterable[Any]) -> tuple[list[str], Ints]:
         InputError: `pairs` is no iterable of pairs, or one of them is not two strings.
     """
     check_iterable("pairs", pairs, "(str, str)")
-    numbers: dict[str, int] = {}
-    sides: list[int] = []
-    for index, pair in enumerate(pairs):
-        if not isinstance(pair, (tuple, list, np.ndarray)):
-            hint = "; one pair alone goes into a list: [(a, b)]" if isinstance(pair, str) else ""
-            raise InputError(f"expected (str, str), got {_shown(pair)}{hint}", index=index)
-        if np.ndim(pair) == 0 or len(pair) != 2:
-            raise InputError(f"expected two strings, got {_shown(pair)}", index=index)
-        first, second = pair
-        if not (isinstance(first, str) and isinstance(second, str)):
-            raise InputError(f"expected (str, str), got ({_kind(first)}, {_kind(second)})", index=index)
-        sides.append(numbers.setdefault(first, len(numbers)))
-        sides.append(numbers.setdefault(second, len(numbers)))
-    return list(numbers), np.array(sides, dtype=np.int64).reshape(-1, 2)
+    numbers: defaultdict[str, int] = defaultdict(count().__next__)
+    sides = chain.from_iterable(pairs if _plain(pairs) else _checked(pairs))
+    numbered = np.fromiter(map(numbers.__getitem__, sides), dtype=np.int64)
+    return list(numbers), numbered.reshape(-1, 2)
 
 
 def truncated_lengths(sizes: Ints, budget: int, truncation: str) -> Ints:
@@ -185,28 +165,19 @@ def truncated_lengths(sizes: Ints, budget: int, truncation: str) -> Ints:
         InputError: `index` is the row that the mode cannot shorten, or, under "error", the first that is too
             long.
     """
-    over = sizes.sum(axis=1) - budget
-    if truncation == "error":
-        if (over > 0).any():
-            row = int(np.argmax(over > 0))
-            tokens, limit = int(over[row]) + budget + MIN_TOKENS, budget + MIN_TOKENS
-            raise InputError(f"{tokens} tokens, more than {limit}, and truncation='error'", index=row)
+    over = sizes[:, 0] + sizes[:, 1] - budget
+    if not (over > 0).any():
         return sizes
+    if truncation == "error":
+        row = int(np.argmax(over > 0))
+        tokens, limit = int(over[row]) + budget + MIN_TOKENS, budget + MIN_TOKENS
+        raise InputError(f"{tokens} tokens, more than {limit}, and truncation='error'", index=row)
     if budget == 0:  # as in the library: nothing of either stays, whatever the mode
         return np.zeros_like(sizes)
     if truncation == "longest_first":
-        shorter, longer = sizes.min(axis=1), sizes.max(axis=1)
-        longer = np.maximum(shorter, budget - shorter)
-        halved = shorter + longer > budget
-        shorter, longer = (
-            np.where(halved, budget // 2, shorter),
-            np.where(halved, budget - budget // 2, longer),
-        )
-        second_longer = sizes[:, 0] <= sizes[:, 1]
-        kept = np.where(
-            second_longer[:, None], np.stack([shorter, longer], 1), np.stack([longer, shorter], 1)
-        )
-        return np.where(over[:, None] > 0, kept, sizes)
+        less, more = budget // 2, budget - budget // 2
+        halves = np.where(sizes[:, :1] <= sizes[:, 1:], (less, more), (more, less))
+        return np.minimum(sizes, np.maximum(budget - sizes[:, ::-1], halves))
     side = 0 if truncation == "only_first" else 1
     kept = sizes.copy()
     kept[:, side] -= np.maximum(over, 0)
@@ -223,9 +194,35 @@ def truncated_lengths(sizes: Ints, budget: int, truncation: str) -> Ints:
 def _distinct(numbered: Ints, sentences: int) -> tuple[Ints, Ints]:
     """Return the distinct rows of [N, 2] in order of appearance, and which of them each row is, [N]."""
     keys = numbered[:, 0] * sentences + numbered[:, 1]
+    if (keys[1:] > keys[:-1]).all():  # as where every pair has a sentence of its own: no need to sort
+        return numbered, np.arange(len(keys), dtype=np.int64)
     _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
     appearance = np.argsort(first)
     return numbered[first[appearance]], np.argsort(appearance)[inverse]
+
+
+def _plain(pairs: Iterable[Any]) -> bool:
+    """Tell, at the speed of C, whether these are lists and tuples of two str in a list or tuple."""
+    return (
+        type(pairs) in (list, tuple)
+        and set(map(type, pairs)) <= {list, tuple}
+        and set(map(len, pairs)) <= {2}
+        and set(map(type, chain.from_iterable(pairs))) <= {str}
+    )
+
+
+def _checked(pairs: Iterable[Any]) -> Iterator[Any]:
+    """Yield the pairs up to the first that is none, and say what is wrong with that one."""
+    for index, pair in enumerate(pairs):
+        if not isinstance(pair, (tuple, list, np.ndarray)):
+            hint = "; one pair alone goes into a list: [(a, b)]" if isinstance(pair, str) else ""
+            raise InputError(f"expected (str, str), got {_shown(pair)}{hint}", index=index)
+        if np.ndim(pair) == 0 or len(pair) != 2:
+            raise InputError(f"expected two strings, got {_shown(pair)}", index=index)
+        first, second = pair
+        if not (isinstance(first, str) and isinstance(second, str)):
+            raise InputError(f"expected (str, str), got ({_kind(first)}, {_kind(second)})", index=index)
+        yield first, second
 
 
 def _surrogate(sentences: list[str], numbered: Ints) -> InputError:

@@ -9,19 +9,26 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segue.batching import plan
+from segue.batching import pack, plan
+from segue.text import Encoded
 
 lengths_lists = st.lists(st.integers(3, 512), max_size=200)
 
 
-@given(lengths=lengths_lists, budget=st.integers(1, 4096), grid=st.one_of(st.none(), st.integers(1, 8192)))
-def test_every_pair_runs_once_within_the_budget(lengths, budget, grid):
+@given(
+    lengths=lengths_lists,
+    budget=st.integers(1, 4096),
+    grid=st.one_of(st.none(), st.integers(1, 8192)),
+    squares=st.one_of(st.none(), st.integers(1, 1 << 20)),
+)
+def test_every_pair_runs_once_within_the_budget(lengths, budget, grid, squares):
     lengths = np.array(lengths, dtype=np.int64)
-    batches = plan(lengths, budget, grid)
+    batches = plan(lengths, budget, grid, squares)
     assert sorted(np.concatenate(batches).tolist() if batches else []) == list(range(len(lengths)))
     for rows in batches:
         assert len(rows) == 1 or lengths[rows].sum() <= budget
         assert grid is None or len(rows) == 1 or len(rows) * lengths[rows].max() <= grid
+        assert squares is None or len(rows) == 1 or len(rows) * lengths[rows].max() ** 2 <= squares
 
 
 @given(lengths=lengths_lists)
@@ -52,6 +59,59 @@ def test_one_long_pair_does_not_stretch_the_grid_of_many_short_ones():
     assert max(len(rows) * lengths[rows].max() for rows in plan(lengths, 4096, 8192)) <= 8192
 
 
+def test_scores_are_bounded_where_pairs_are_long_and_nowhere_else():
+    lengths = np.array([512] * 8 + [32] * 64)
+    batches = plan(lengths, 2048, 4096, 350_000)  # 512 squared are 262,144
+    assert [len(rows) for rows in batches] == [*[1] * 8, 64]
+
+
 @pytest.mark.parametrize("length", [5, 511])
 def test_a_pair_longer_than_the_budget_runs_alone(length):
     assert [rows.tolist() for rows in plan(np.array([length] * 3), 4, 4)] == [[0], [1], [2]]
+
+
+def test_lengths_beyond_16_bits_are_sorted_too():
+    lengths = np.array([3, 70_000, 65_535, 65_536, 3, 0])
+    assert np.concatenate(plan(lengths, 1)).tolist() == [1, 3, 2, 0, 4, 5]
+
+
+def _encoded(
+    sentences: list[list[int]], pairs: list[tuple[int, int]], kept: list[tuple[int, int]]
+) -> Encoded:
+    return Encoded(
+        ids=np.array([number for ids in sentences for number in ids], dtype=np.int32),
+        starts=np.cumsum([0, *map(len, sentences)]),
+        pairs=np.array(pairs),
+        kept=np.array(kept),
+        inverse=np.arange(len(pairs)),
+        cls_id=1,
+        sep_id=2,
+    )
+
+
+@given(data=st.data())
+def test_a_batch_is_its_pairs_end_to_end(data):
+    """As written out by hand, with sentences of no token and sentences cut short among them."""
+    sentences = data.draw(st.lists(st.lists(st.integers(3, 99), max_size=5), min_size=1, max_size=5))
+    numbers = st.integers(0, len(sentences) - 1)
+    pairs = data.draw(st.lists(st.tuples(numbers, numbers), min_size=1, max_size=6))
+    kept = [tuple(data.draw(st.integers(0, len(sentences[side]))) for side in pair) for pair in pairs]
+    rows = data.draw(st.lists(st.integers(0, len(pairs) - 1), min_size=1, max_size=8))
+    batch = pack(_encoded(sentences, pairs, kept), np.array(rows))
+    ids, types, positions, bounds = [], [], [], [0]
+    for row in rows:
+        first, second = (sentences[side][:count] for side, count in zip(pairs[row], kept[row], strict=True))
+        ids += [1, *first, 2, *second, 2]
+        types += [0] * (len(first) + 2) + [1] * (len(second) + 1)
+        positions += range(len(first) + len(second) + 3)
+        bounds.append(len(ids))
+    assert batch.input_ids.tolist() == ids
+    assert batch.token_type_ids.tolist() == types
+    assert batch.position_ids.tolist() == positions
+    assert batch.cu_seqlens.tolist() == bounds
+    assert all(array.dtype == np.int64 and array.flags.c_contiguous for array in vars(batch).values())
+
+
+def test_pairs_without_a_single_token_are_packed():
+    batch = pack(_encoded([[]], [(0, 0)], [(0, 0)]), np.array([0, 0]))
+    assert batch.input_ids.tolist() == [1, 2, 2] * 2

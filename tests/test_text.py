@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 
 from segue import BundleError, InputError
 from segue.batching import pack
-from segue.text import PairEncoder, number_pairs, truncated_lengths
+from segue.text import PairEncoder, _distinct, _plain, number_pairs, truncated_lengths
 
 MODES = ("longest_first", "only_first", "only_second")
 AWKWARD = [
@@ -30,14 +32,17 @@ AWKWARD = [
     "tabs\tand\nnewlines\r\n  many   spaces",
     "don't can't (brackets) — dashes… $4.50 50% #tag @name http://example.org/a?b=c",
     "##ing ##ed ing",
+    "a|b | c ||| |\u0338 |",
+    "\u0301the \u0301 man\u0301 \u00a0a\u2003b\u3000c \u1100\u1161 \u11a8",
 ]
 texts = st.one_of(
     st.sampled_from(AWKWARD),
     st.text(max_size=40),
     st.text(alphabet="aeiou rstln.,'\"", max_size=200),
-    st.lists(st.sampled_from(["the", "man", "went", "running", "[SEP]", "é", "山", "."]), max_size=60).map(
-        " ".join
-    ),
+    st.lists(
+        st.sampled_from(["the", "man", "went", "running", "[SEP]", "é", "山", ".", "|", "\u0301", "\t", ""]),
+        max_size=60,
+    ).map(" ".join),
 )
 
 
@@ -116,7 +121,246 @@ def test_sentences_and_pairs_are_kept_once():
     assert numbered.tolist() == [[0, 1], [1, 0], [0, 1], [0, 0]]
 
 
-def test_each_distinct_sentence_is_tokenised_once(tokenizers):
+items = st.one_of(
+    st.tuples(st.sampled_from("abcde"), st.sampled_from("abcde")),
+    st.lists(st.sampled_from("abc"), min_size=2, max_size=2),
+    st.sampled_from(
+        [
+            *[("a",), [], ("a", "b", "c"), None, "ab", b"ab", {"a", "b"}, ("a", None), (b"a", "b"), ["a", 1]],
+            *[7, np.array(["a", "b"]), np.array(["a"]), np.array("ab"), (np.str_("a"), "b")],
+        ]
+    ),
+)
+
+
+def _numbered(pairs: Any) -> Any:
+    try:
+        sentences, numbered = number_pairs(pairs)
+    except InputError as error:
+        return error.index, str(error)
+    return list(map(str, sentences)), numbered.tolist()
+
+
+@settings(max_examples=300, deadline=None)
+@given(pairs=st.lists(items, max_size=6))
+def test_pairs_in_a_list_and_from_a_stream_are_numbered_alike(pairs):
+    """A list of plain pairs is checked as a whole; anything else, as a stream always, pair by pair."""
+    assert not _plain(iter(pairs))
+    assert _numbered(pairs) == _numbered(tuple(pairs)) == _numbered(iter(pairs))
+    plain = all(type(pair) in (list, tuple) and list(map(type, pair)) == [str, str] for pair in pairs)
+    assert _plain(pairs) == plain
+
+
+def test_a_stream_is_read_once_and_no_further_than_its_first_bad_pair():
+    def stream() -> Iterator[Any]:
+        yield "a", "b"
+        yield "c", None
+        raise AssertionError("read on")
+
+    with pytest.raises(InputError, match=r"pairs\[1\]: expected \(str, str\), got \(str, None\)"):
+        number_pairs(stream())
+
+
+def test_strings_of_another_class_are_strings(tokenizers):
+    class Text(str):
+        def split(self, *_: Any) -> list[str]:
+            raise AssertionError("a text's own methods are not asked")
+
+    rows = [(Text("a b"), np.str_("c")), ["c", Text("a b")]]
+    assert not _plain(rows)
+    encoded, plain = (tokenizers[0].encode(pairs) for pairs in (rows, [("a b", "c"), ["c", "a b"]]))
+    assert encoded.ids.tolist() == plain.ids.tolist()
+    assert encoded.pairs.tolist() == plain.pairs.tolist() == [[0, 1], [1, 0]]
+
+
+@given(rows=st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), max_size=12))
+def test_distinct_pairs_keep_their_order(rows):
+    rows = np.array(rows, dtype=np.int64).reshape(-1, 2)
+    distinct, inverse = _distinct(rows, 5)
+    assert list(map(tuple, distinct.tolist())) == list(dict.fromkeys(map(tuple, rows.tolist())))
+    assert distinct[inverse].tolist() == rows.tolist()
+
+
+def test_pairs_that_come_in_order_are_not_sorted(monkeypatch):
+    monkeypatch.setattr(np, "unique", None)
+    rows = np.array([[0, 1], [0, 2], [3, 1], [3, 2]])
+    assert _distinct(rows, 4)[0] is rows
+    with pytest.raises(TypeError):
+        _distinct(rows[::-1], 4)
+
+
+class Reader:
+    """A tokenizer that notes what it is given to read."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer, self.texts = tokenizer, []
+
+    def encode_batch_fast(self, texts: list[str], **options: Any) -> Any:
+        self.texts += texts
+        return self.tokenizer.encode_batch_fast(texts, **options)
+
+
+def _reader(encoder: PairEncoder) -> Reader:
+    encoder._words._tokenizer = Reader(encoder._words._tokenizer)
+    return encoder._words._tokenizer
+
+
+@pytest.fixture
+def fresh(make_checkpoint) -> PairEncoder:
+    return PairEncoder(make_checkpoint() / "tokenizer.json", 512)
+
+
+def test_a_word_is_read_when_it_is_new_and_not_again(fresh):
+    reader = _reader(fresh)
+    fresh.encode([("the man", "went"), ("a  man", "the the")])
+    (text,) = reader.texts
+    assert sorted(text.split(" | ")) == ["", "a", "man", "the", "went"]
+    first = fresh.encode([("went the", "man"), ("the", "a man")])
+    assert reader.texts == [text]
+    fresh.encode([("the store", "man")])
+    assert reader.texts == [text, "store"]
+    ids = [fresh._tokenizer.encode(text, add_special_tokens=False).ids for text in ("went the", "man")]
+    assert first.ids.tolist()[: first.starts[2]] == ids[0] + ids[1]
+
+
+def test_words_with_a_bar_are_read_one_by_one(fresh):
+    """The bar stands between the words of a text, so one in a word would part it."""
+    reader = _reader(fresh)
+    encoded = fresh.encode([("the a|b | man", "|")])
+    together, *alone = reader.texts
+    assert together.count(" ") == 6
+    assert sorted(alone) == ["a|b", "man", "the", "|"]
+    bar, *_ = fresh._tokenizer.encode("|", add_special_tokens=False).ids
+    assert (encoded.ids == bar).sum() == 3
+
+
+def test_more_words_and_sentences_than_go_at_once(tokenizers):
+    """1,024 sentences are looked up, and 16,384 words read, at a time; some are forgotten in between."""
+    encoder, judge = tokenizers
+    sides = [" ".join(f"{40 * i + j}th" for j in range(40)) + " the man" for i in range(2200)]
+    encoded = encoder.encode(zip(sides[::2], sides[1::2], strict=True))
+    expected = judge(sides, add_special_tokens=False)["input_ids"]
+    assert encoded.ids.tolist() == [number for ids in expected for number in ids]
+    assert np.diff(encoded.starts).tolist() == list(map(len, expected))
+    assert max(len(encoder._words._known), len(encoder._words._older)) < 1024 * 40 + 12_000
+
+
+def test_what_is_remembered_is_bounded(fresh):
+    words = fresh._words
+    room = words._room
+    fresh.encode([("the man", "went")])
+    assert words._room == room - len("themanwent") - 3 * 16
+    words._room = 30
+    reader = _reader(fresh)
+    before = fresh.encode([("the store", "man")])
+    assert sorted(words._known) == ["man", "store", "the", "went"]
+    fresh.encode([("the store", "running")])  # one word more than there is room for
+    assert (words._known, len(words._older), words._room) == ({}, 5, room)
+    after = fresh.encode([("the store", "man")])
+    assert after.ids.tolist() == before.ids.tolist()
+    assert sorted(words._known) == ["man", "store", "the"]
+    assert reader.texts == ["store", "running"]  # what was known before comes back unread
+    words._room = 0
+    fresh.encode([("a", "man")])
+    assert sorted(words._older) == ["a", "man", "store", "the"]  # and what was not asked for since is gone
+
+
+def test_threads_share_what_is_remembered(fresh, make_checkpoint):
+    """With room for a few words, so that it is forgotten all the time."""
+    texts = [f"the man {i} went {i * i} {i % 7}ing" for i in range(400)]
+    groups = [[(text, "a") for text in texts[i::8]] * 2 for i in range(8)]
+    judge = PairEncoder(make_checkpoint() / "tokenizer.json", 512)
+    expected = [judge.encode(pairs).ids.tolist() for pairs in groups]
+    fresh._words._room = 0
+
+    def encode(group: int) -> list[list[int]]:
+        found = []
+        for _ in range(20):
+            found.append(fresh.encode(groups[group]).ids.tolist())
+            fresh._words._room = min(fresh._words._room, 200)
+        return found
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            assert list(pool.map(encode, range(8))) == [[ids] * 20 for ids in expected]
+    finally:
+        sys.setswitchinterval(interval)
+
+
+def test_a_bad_sentence_leaves_nothing_behind(fresh):
+    expected = fresh.encode([("the man", "went")]).ids.tolist()
+    for _ in range(2):
+        with pytest.raises(InputError, match=r"pairs\[1\]: the first text has a lone surrogate"):
+            fresh.encode([("the man", "went"), ("a \ud800", "b")])
+    assert "\ud800" not in fresh._words._known
+    assert fresh.encode([("the man", "went")]).ids.tolist() == expected
+
+
+def _added(content: str, **flags: bool) -> Callable[[Any], None]:
+    from tokenizers import AddedToken
+
+    options = {"special": True, "normalized": False, **flags}
+    return lambda tokenizer: tokenizer.add_special_tokens([AddedToken(content, **options)])
+
+
+def test_a_tokenizer_that_reads_word_by_word_may_have_tokens_of_its_own(tmp_path, make_checkpoint):
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(make_checkpoint() / "tokenizer.json"))
+    _added("<|q|>")(tokenizer)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    encoder, judge = _both(tmp_path)
+    assert encoder._words._bar is not None
+    for a, b in (("<|q|> the man", "x<|q|>|"), ("<|q|>", "<|q|><|q|> <|Q|>")):
+        assert _ours(encoder, a, b, "longest_first", 512) == _judged(judge, a, b, "longest_first", 512)
+
+
+def _of_a_sequence(tokenizer: Any) -> None:
+    from tokenizers.normalizers import Lowercase, Replace, Sequence
+
+    tokenizer.normalizer = Sequence([Replace("e m", "y"), Lowercase()])
+
+
+def _of_punctuation(tokenizer: Any) -> None:
+    from tokenizers.pre_tokenizers import Split
+
+    tokenizer.pre_tokenizer = Split(".", "isolated")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        _added("the man"),
+        _added("went", normalized=True),
+        _added("went", lstrip=True),
+        _added("went", rstrip=True),
+        _added("went", single_word=True),
+        _of_a_sequence,
+        _of_punctuation,
+    ],
+    ids=["a space", "normalized", "lstrip", "rstrip", "single_word", "normalizer", "pre-tokenizer"],
+)
+def test_a_tokenizer_that_reads_across_spaces_is_given_whole_sentences(tmp_path, make_checkpoint, change):
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(make_checkpoint() / "tokenizer.json"))
+    change(tokenizer)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    encoder, judge = _both(tmp_path)
+    assert encoder._words._bar is None
+    reader = _reader(encoder)
+    pairs = [("the man went home.", "the  man"), ("he went", "the man went home.")]
+    for _ in range(2):
+        encoded = encoder.encode(pairs)
+    assert sorted(reader.texts) == ["he went", "the  man", "the man went home."]
+    for row, (a, b) in enumerate(pairs):
+        batch = pack(encoded, np.array([row]))
+        assert batch.input_ids.tolist() == _judged(judge, a, b, "longest_first", 512)[0]
+
+
+def test_each_distinct_sentence_is_kept_once(tokenizers):
     encoder, _ = tokenizers
     encoded = encoder.encode([("the man", f"{i} men") for i in range(50)] * 4)
     assert len(encoded.starts) - 1 == 51

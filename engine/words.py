@@ -1,0 +1,101 @@
+"""Words to token ids: each is tokenised when it is new and remembered, within bounds.
+
+BERT's tokenizers never look across a space, so the ids of a text are those of its words, end to end, and a
+lookup costs a twentieth of tokenising. What is remembered depends on the word alone, so any number of threads
+may use it at once. Where a tokenizer does look across spaces, whole sentences take the place of words. Knows
+nothing about pairs.
+"""
+
+from __future__ import annotations
+
+from itertools import chain
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+from tokenizers.models import WordPiece
+from tokenizers.normalizers import BertNormalizer
+from tokenizers.pre_tokenizers import BertPreTokenizer
+
+__all__ = ["Words"]
+
+_SENTENCES_AT_ONCE = 1024  # bounds the lists of their words, and how far room is overrun
+_RUN = 64  # new words to a text: its own costs, 4 us, are as much as those of a word
+_TEXTS = 256  # to a call, for the tokenizer's threads to share out; bounds its objects, some 70 bytes a token
+_REMEMBERED = 1 << 18  # characters, and 16 more a word: of prose some 11,000 words, twice, in 3 MB
+
+
+def _word_by_word(tokenizer: Tokenizer) -> bool:
+    """Tell whether the ids of a text are those of its parts between spaces, end to end.
+
+    BERT's three steps never look across a space; an added token might, or be looked for in normalised text.
+    """
+    steps = (tokenizer.normalizer, tokenizer.pre_tokenizer, tokenizer.model)
+    added = tokenizer.get_added_tokens_decoder().values()
+    return tuple(map(type, steps)) == (BertNormalizer, BertPreTokenizer, WordPiece) and not any(
+        " " in token.content or token.normalized or token.lstrip or token.rstrip or token.single_word
+        for token in added
+    )
+
+
+def _spelt(sentences: list[str], splits: int, known: dict[str, bytes]) -> list[bytes]:
+    """Return the ids of each sentence, all of whose words are known."""
+    ids = known.__getitem__
+    return [b"".join(map(ids, str.split(text, " ", splits))) for text in sentences]
+
+
+class Words:
+    """The ids of words, remembered within bounds; of whole sentences if the tokenizer reads across spaces."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        # Stands between the words of a text, so that its id parts theirs.
+        self._bar = tokenizer.token_to_id("|") if _word_by_word(tokenizer) else None
+        self._splits = 0 if self._bar is None else -1
+        self._known: dict[str, bytes] = {}  # as int32
+        self._older: dict[str, bytes] = {}  # what was known when room last ran out; words come back from it
+        self._room = _REMEMBERED
+
+    def spell(self, sentences: list[str]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        """Return the ids of all sentences, end to end, and where each begins, [U+1].
+
+        Raises:
+            TypeError: a sentence has no UTF-8 form.
+        """
+        known, older, splits = self._known, self._older, self._splits  # another thread may replace these
+        rows: list[bytes] = []
+        for first in range(0, len(sentences), _SENTENCES_AT_ONCE):
+            some = sentences[first : first + _SENTENCES_AT_ONCE]
+            try:
+                rows += _spelt(some, splits, known)
+            except KeyError:
+                words = chain.from_iterable(str.split(text, " ", splits) for text in some)
+                new = {word for word in words if word not in known}
+                known.update((word, older[word]) for word in new if word in older)
+                self._learn([word for word in new if word not in older], known, _RUN if splits else 1)
+                self._room -= sum(map(len, new)) + 16 * len(new)
+                rows += _spelt(some, splits, known)
+                if self._room < 0:
+                    older, known = known, {}
+                    self._older, self._known, self._room = older, known, _REMEMBERED
+        starts = np.zeros(len(rows) + 1, dtype=np.int64)
+        np.cumsum(np.fromiter(map(len, rows), dtype=np.int64, count=len(rows)) // 4, out=starts[1:])
+        return np.frombuffer(b"".join(rows), dtype=np.int32), starts
+
+    def _learn(self, words: list[str], known: dict[str, bytes], run: int) -> None:
+        """Add the ids of `words`, of which the tokenizer gets `run` at a time as one text."""
+        for first in range(0, len(words), run * _TEXTS):
+            some = words[first : first + run * _TEXTS]
+            runs = [some[start : start + run] for start in range(0, len(some), run)]
+            texts = list(map(" | ".join, runs))
+            found = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+            for part, encoding in zip(runs, found, strict=True):
+                ids = np.array(encoding.ids, dtype=np.int32)
+                bars = np.flatnonzero(ids == self._bar) if len(part) > 1 else ids[:0]
+                if len(bars) > len(part) - 1:  # there is one in a word, or what normalises to one
+                    self._learn(part, known, 1)
+                    continue
+                data, start = ids.tobytes(), 0
+                for word, end in zip(part, [*(4 * bars).tolist(), len(data)], strict=True):
+                    known[word] = data[start:end]
+                    start = end + 4
