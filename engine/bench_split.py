@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from segue.batching import plan
 from segue.bench import REAL, Clock, Pair
-from segue.engine import _GRID_SLACK, Engine
+from segue.engine import Engine
 from segue.executors import execute
 from segue.head import scores
 
@@ -19,18 +18,15 @@ def split(
     engine: Engine, pairs: Sequence[Pair], *, seconds: float, clock: Clock = REAL
 ) -> dict[str, list[float]]:
     """Score all pairs for so many seconds, at least once; return each step's seconds, a number a call."""
-    executor = engine._executor
-    tokens = executor.batch_tokens
-    grid_tokens = _GRID_SLACK * tokens if executor.grid else None
     taken: dict[str, list[float]] = {name: [] for name in STEPS}
     started = clock.now()
     while not taken["head"] or clock.now() - started < seconds:
         moments = [clock.now()]
         encoded = engine._encode(pairs, "longest_first", None)
         moments.append(clock.now())
-        batches = plan(encoded.lengths, tokens, grid_tokens)
+        batches = engine._plan(encoded)
         moments.append(clock.now())
-        logits = execute(executor, encoded, batches, labels=len(engine.labels))[encoded.inverse]
+        logits = execute(engine._executor, encoded, batches, labels=len(engine.labels))[encoded.inverse]
         moments.append(clock.now())
         scores(logits, engine._manifest.head)
         moments.append(clock.now())

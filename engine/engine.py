@@ -18,15 +18,18 @@ from segue.errors import BundleError, InputError, SegueError
 from segue.executors import Executor, execute, open_executor
 from segue.head import check_output, positive_column, probabilities, scores
 from segue.report import Explanation, Info
-from segue.text import Encoded, PairEncoder, check_iterable
+from segue.text import Encoded, Ints, PairEncoder, check_iterable
 from segue.threads import available_threads
 from segue.windows import windows
 
 __all__ = ["DEFAULT_MODEL", "Engine"]
 
 DEFAULT_MODEL = Path(__file__).parent / "models" / "nsp-minilm"
-# Where attention lays pairs out as a grid, it may be this many times the tokens of a full batch.
+# Where attention lays pairs out as a grid, it may be this many times the tokens of a full batch, and have so
+# many scores for each of these: 16 MB of them in a batch of 2048 tokens. More of them leave the cache, and
+# take more memory than all the rest.
 _GRID_SLACK = 2
+_GRID_SCORES = 2048
 
 
 class Engine:
@@ -287,10 +290,17 @@ class Engine:
 
     def _logits(self, encoded: Encoded, progress: bool = False) -> NDArray[np.float32]:
         """Return [N, C]."""
-        tokens = self._executor.batch_tokens
-        batches = plan(encoded.lengths, tokens, _GRID_SLACK * tokens if self._executor.grid else None)
+        batches = self._plan(encoded)
         logits = execute(self._executor, encoded, batches, labels=len(self.labels), progress=progress)
         return logits[encoded.inverse]
+
+    def _plan(self, encoded: Encoded) -> list[Ints]:
+        """Return the rows of each batch."""
+        tokens = self._executor.batch_tokens
+        if not self._executor.grid:
+            return plan(encoded.lengths, tokens)
+        squares = _GRID_SCORES * tokens // self._manifest.dimensions.heads
+        return plan(encoded.lengths, tokens, _GRID_SLACK * tokens, squares)
 
     def _stream(
         self, pairs: Iterable[Any], output: str, truncation: str, max_tokens: int | None
