@@ -56,7 +56,12 @@ def PackedAttention(qkv, cu_seqlens, heads: int):
     # [B, S]: the row of each token; where a pair has none, row 0 stands in, and no query sees it
     row = op.Add(op.Unsqueeze(starts, op.Constant(value_ints=[1])), steps)
     rows = op.Where(real, row, op.Constant(value_int=0))
-    query, key, value = op.Split(op.Gather(qkv, rows), axis=-1, num_outputs=3)
+    # [3T, E]: row 3t is token t's query, then come its key and its value; so each is copied once, into place
+    parts = op.Flatten(op.Reshape(qkv, op.Constant(value_ints=[0, 3, -1])), axis=2)
+    first = op.Mul(rows, op.Constant(value_int=3))
+    query = op.Gather(parts, first)
+    key = op.Gather(parts, op.Add(first, op.Constant(value_int=1)))
+    value = op.Gather(parts, op.Add(first, op.Constant(value_int=2)))
     square = op.Concat(op.Shape(real), op.Shape(real, start=1), axis=0)
     seen = op.Expand(op.Unsqueeze(real, op.Constant(value_ints=[1])), square)
     mask = op.Unsqueeze(seen, op.Constant(value_ints=[1]))
@@ -76,7 +81,10 @@ def ClsAttention(q, kv, cu_seqlens, heads: int):
     real = op.Less(steps, op.Unsqueeze(lengths, op.Constant(value_ints=[1])))
     row = op.Add(op.Unsqueeze(starts, op.Constant(value_ints=[1])), steps)
     rows = op.Where(real, row, op.Constant(value_int=0))
-    key, value = op.Split(op.Gather(kv, rows), axis=-1, num_outputs=2)
+    parts = op.Flatten(op.Reshape(kv, op.Constant(value_ints=[0, 2, -1])), axis=2)  # [2T, E], as above
+    first = op.Mul(rows, op.Constant(value_int=2))
+    key = op.Gather(parts, first)
+    value = op.Gather(parts, op.Add(first, op.Constant(value_int=1)))
     query = op.Unsqueeze(q, op.Constant(value_ints=[1]))
     mask = op.Unsqueeze(real, op.Constant(value_ints=[1, 2]))
     context = op.Attention(query, key, value, mask, q_num_heads=heads, kv_num_heads=heads)
