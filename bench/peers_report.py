@@ -1,0 +1,149 @@
+"""The record of a run as Markdown and as a picture. Knows nothing of how it was measured."""
+
+from __future__ import annotations
+
+import statistics
+from pathlib import Path
+from typing import Any
+
+__all__ = ["draw", "markdown", "pairs_per_second", "ratio"]
+
+_OWN, _OTHER = "#c8502d", "#8a97a6"
+
+
+def markdown(record: dict[str, Any]) -> str:
+    """Return the tables: one a workload, the cold starts, who was absent, what ran."""
+    parts = [_heading(record)]
+    for name, workload in record["workloads"].items():
+        parts.append(_table(name, workload, record["peers"]))
+    if record["cold"]:
+        parts.append(_cold(record["cold"], record["peers"]))
+    parts.append(_versions(record))
+    return "\n\n".join(parts) + "\n"
+
+
+def pairs_per_second(result: dict[str, Any], pairs: int) -> float:
+    """Return the median over the rounds."""
+    return pairs / statistics.median(result["seconds"])
+
+
+def ratio(result: dict[str, Any], own: dict[str, Any]) -> float:
+    """Return how many times segue's seconds a peer took: the median over rounds of the ratio in each."""
+    return statistics.median(a / b for a, b in zip(result["seconds"], own["seconds"], strict=True))
+
+
+def draw(record: dict[str, Any], path: Path) -> None:
+    """Write the picture: bars of pairs a second, one panel a workload."""
+    from matplotlib.figure import Figure
+
+    workloads = record["workloads"]
+    timed = [
+        key
+        for key in record["peers"]
+        if any("seconds" in w["results"].get(key, {}) for w in workloads.values())
+    ]
+    figure = Figure(figsize=(10, 1 + 0.22 * len(timed) * ((len(workloads) + 1) // 2)), layout="constrained")
+    panels = figure.subplots(
+        (len(workloads) + 1) // 2, min(2, len(workloads)), squeeze=False, sharey=True
+    ).flatten()
+    for panel in panels[len(workloads) :]:
+        panel.set_axis_off()
+    for panel, (name, workload) in zip(panels, workloads.items(), strict=False):
+        results = {key: workload["results"].get(key, {}) for key in timed}
+        speeds = [
+            pairs_per_second(result, workload["pairs"]) if "seconds" in result else 0.0
+            for result in results.values()
+        ]
+        names = [record["peers"][key]["name"] for key in timed]
+        colours = [_OWN if key == "segue" else _OTHER for key in timed]
+        bars = panel.barh(names, speeds, color=colours)
+        labels = [
+            f"{speed:.0f}" if speed >= 100 else f"{speed:.1f}" if speed else "not timed" for speed in speeds
+        ]
+        panel.bar_label(bars, labels, padding=3, fontsize=8)
+        panel.margins(x=0.15)
+        panel.set_title(f"{name}: {workload['describes']}", fontsize=9, loc="left")
+        panel.set_xlabel("pairs/s", fontsize=8)
+        panel.tick_params(labelsize=8)
+        panel.spines[["top", "right"]].set_visible(False)
+    panels[0].invert_yaxis()  # of all: they share it
+    figure.savefig(path, dpi=130)
+
+
+def _heading(record: dict[str, Any]) -> str:
+    machine = record["machine"]
+    return (
+        f"# segue and its peers on {record['threads']} cores\n\n"
+        f"{machine['cpu']}, {record['threads']} threads each, {machine['os']}. {record['model']}. "
+        f"`{record['command']}`, {record['date']}.\n\n"
+        "Text to scores, all of it counted but the loading. Equal pairs for all, one run, turn by turn; each "
+        "at the batch size that was fastest on every second pair, after its scores were found equal to "
+        "PyTorch's. pairs/s: median of the rounds. The ratio is the median of each round's. Memory: the peak "
+        "of the process that scored."
+    )
+
+
+def _table(name: str, workload: dict[str, Any], peers: dict[str, Any]) -> str:
+    own = workload["results"].get("segue", {})
+    lines = [
+        f"## {name}: {workload['describes']}",
+        "",
+        f"{workload['pairs']} pairs, {workload['tokens']} tokens; {workload['rounds']} rounds.",
+        "",
+        "| peer | batch | pairs/s | seconds, times segue's | peak memory, MB | differs from PyTorch by |",
+        "|---|---|---|---|---|---|",
+    ]
+    timed = {key: result for key, result in workload["results"].items() if "seconds" in result}
+    for key, result in sorted(timed.items(), key=lambda item: statistics.median(item[1]["seconds"])):
+        times = f"{ratio(result, own):.2f}" if "seconds" in own else "-"
+        memory = "-" if result["peak"] is None else f"{result['peak'] / 1e6:.0f}"
+        title = peers[key]["name"]
+        lines.append(
+            f"| {f'**{title}**' if key == 'segue' else title} | {result['batch'] or 'its own'} "
+            f"| {pairs_per_second(result, workload['pairs']):.1f} | {times} | {memory} "
+            f"| {result['difference']:.0e} |"
+        )
+    for key, result in workload["results"].items():
+        if "seconds" not in result:
+            reason = f"absent: {result['absent']}" if "absent" in result else f"refused: {result['refused']}"
+            lines.append(f"| {peers[key]['name']} | - | - | - | - | {_cell(reason)} |")
+    busy = [f"{peers[key]['name']} ({r['idle']:.0%})" for key, r in timed.items() if r["idle"] > 0.02]
+    if busy:
+        lines += ["", f"Kept a core busy while others were timed: {', '.join(busy)}."]
+    return "\n".join(lines)
+
+
+def _cold(cold: dict[str, Any], peers: dict[str, Any]) -> str:
+    lines = [
+        "## Cold start",
+        "",
+        "From the start of a process to its first score, in turn, the files in the system's cache.",
+        "",
+        "| peer | seconds, median | fastest | slowest | import and load | first score |",
+        "|---|---|---|---|---|---|",
+    ]
+    there = {key: record for key, record in cold.items() if "absent" not in record}
+    for key, record in sorted(there.items(), key=lambda item: item[1]["median"]):
+        load, score = (statistics.median(record[name]) for name in ("load", "score"))
+        title = peers[key]["name"]
+        lines.append(
+            f"| {f'**{title}**' if key == 'segue' else title} | {record['median']:.2f} "
+            f"| {min(record['total']):.2f} | {max(record['total']):.2f} | {load:.2f} | {score:.3f} |"
+        )
+    for key, record in cold.items():
+        if "absent" in record:
+            lines.append(f"| {peers[key]['name']} | absent: {_cell(record['absent'])} | - | - | - | - |")
+    return "\n".join(lines)
+
+
+def _versions(record: dict[str, Any]) -> str:
+    lines = ["## Versions", "", "| peer | packages |", "|---|---|"]
+    for peer in record["peers"].values():
+        packages = ", ".join(f"{name} {version}" for name, version in peer["versions"].items())
+        lines.append(f"| {peer['name']} | {packages or _cell(peer.get('absent', 'not run'))} |")
+    own = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+    return "\n".join([*lines, "", f"This script: {own}."])
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "/")

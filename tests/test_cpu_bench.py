@@ -1,0 +1,71 @@
+"""The script that holds segue on a CPU against the machine's matrix products."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+from segue.bundle import Dimensions
+
+BENCH = Path(__file__).resolve().parent.parent / "bench"
+
+
+def _load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, BENCH / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def cpu() -> Iterator[ModuleType]:
+    sys.path.insert(0, str(BENCH))  # the scripts import each other by name
+    yield _load("cpu")
+    sys.path.remove(str(BENCH))
+
+
+@pytest.mark.parametrize("lengths", [[128], [3, 9, 512], [60] * 50])
+def test_useful_operations_are_those_of_the_plan(cpu, lengths):
+    """What every kernel says that it computes, of which the products are nearly all."""
+    dimensions = Dimensions(6, 384, 12, 1536, 30_522, 512, 2)
+    budget = _load("budget")
+    planned = budget.cost(budget.launches(dimensions), lengths)
+    products = ("linear", "linear_gelu", "packed_attention", "cls_attention", "pool_classify")
+    found = cpu.useful(dimensions, np.array(lengths))
+    assert found == pytest.approx(sum(planned[op].operations for op in products), rel=0.01)
+
+
+def test_twice_the_pairs_are_twice_the_work_and_a_longer_one_is_more_than_its_tokens(cpu):
+    dimensions = Dimensions(2, 64, 4, 128, 100, 512, 2)
+    one, two, long = (cpu.useful(dimensions, np.array(n)) for n in ([100], [100, 100], [200]))
+    assert two == 2 * one
+    last = 2 * 2 * 64 * (2 * 64 + 2 * 128) + 2 * 64 * 64  # of the last layer and the pooler, once a pair
+    assert long - last > 2 * (one - last)
+
+
+def test_it_measures_all_ways_and_says_where_time_goes(
+    cpu, make_bundle: Callable[..., Path], tmp_path, capsys
+):
+    out = tmp_path / "cpu.json"
+    cpu.main(["--bundle", str(make_bundle()), "--pairs", "12", "--rounds", "2", "--json", str(out)])
+    found = json.loads(out.read_text())
+    assert found["pairs"] == 12
+    assert found["useful_operations"] > 0
+    for way in ("prepared", "text"):
+        assert len(found["rates"][way]) == len(found["ratios"][way]) == 2
+        assert min(found["rates"][way]) > 0
+    assert len(found["rates"]["matmul"]) == 4
+    shares = {name: share for name, _, share in found["profile"]}
+    assert sum(shares.values()) == pytest.approx(1)
+    assert {"Gemm", "Attention", "LayerNormalization"} <= set(shares)
+    text = capsys.readouterr().out
+    assert text == cpu.report(found)
+    assert "| segue, from text |" in text
+    assert "| Gemm |" in text

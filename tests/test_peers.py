@@ -1,0 +1,210 @@
+"""The comparison with other engines: it runs from end to end, refuses wrong scores, says who is missing."""
+
+from __future__ import annotations
+
+import copy
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+BENCH = Path(__file__).resolve().parent.parent / "bench"
+MODULES = (
+    "peers",
+    "peers_bare",
+    "peers_cross_encoder",
+    "peers_engines",
+    "peers_environments",
+    "peers_list",
+    "peers_measure",
+    "peers_model",
+    "peers_process",
+    "peers_report",
+    "peers_worker",
+    "workloads",
+)
+FAULTY = """
+def constant(checkpoint, threads, order):
+    return lambda pairs, batch: [0.5] * len(pairs)
+
+def not_a_number(checkpoint, threads, order):
+    return lambda pairs, batch: [0.5, float("nan"), 0.5]
+
+def missing(checkpoint, threads, order):
+    import a_library_that_nobody_has
+
+def dying(checkpoint, threads, order):
+    import os
+    print("this goes to the log")
+    return lambda pairs, batch: os._exit(3)
+
+def busy(checkpoint, threads, order):
+    import threading
+    def spin():
+        while True:
+            pass
+    threading.Thread(target=spin, daemon=True).start()
+    return lambda pairs, batch: [0.5] * len(pairs)
+
+def asleep(checkpoint, threads, order):
+    import time
+    return lambda pairs, batch: time.sleep(0.5) or [0.5] * len(pairs)
+
+def likes_eight(checkpoint, threads, order):
+    import time
+    return lambda pairs, batch: time.sleep(0.01 * abs(batch - 8)) or [0.5] * len(pairs)
+"""
+
+
+@pytest.fixture(scope="module")
+def bench() -> Iterator[SimpleNamespace]:
+    """The scripts' modules, as they find each other: by bench/ on the path."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(BENCH))
+        for name in MODULES:
+            sys.modules.pop(name, None)
+        yield SimpleNamespace(**{name: __import__(name) for name in MODULES if name != "peers_worker"})
+
+
+@pytest.fixture(scope="module")
+def smoke(bench: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """What `--smoke --write` leaves behind."""
+    folder = tmp_path_factory.mktemp("peers")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bench.peers, "_RESULTS", folder)
+        options = "--smoke --write --workloads mixed --pairs 12 --rounds 2 --threads 1 --work"
+        bench.peers.main([*options.split(), str(folder / "work")])
+    return SimpleNamespace(folder=folder, record=json.loads((folder / "peers-1-cores.json").read_text()))
+
+
+@pytest.fixture
+def start(bench: SimpleNamespace, tmp_path: Path) -> Any:
+    """Start a worker on three pairs with a function of `FAULTY`."""
+    module, pairs = tmp_path / "faulty.py", tmp_path / "pairs.json"
+    module.write_text(FAULTY)
+    pairs.write_text(json.dumps([["a", "b"], ["c", "d"], ["e", "f"]]))
+
+    def started(peer: Any) -> Any:
+        return bench.peers_process.Worker(
+            replace(peer, module=module),
+            Path(sys.executable),
+            checkpoint=tmp_path,
+            pairs=pairs,
+            threads=1,
+            logs=tmp_path,
+        )
+
+    return started
+
+
+def faulty(bench: SimpleNamespace, function: str, **options: Any) -> Any:
+    options = {"batches": (1,), **options}
+    return bench.peers_list.Peer(function, function, function, bench.peers_list.PRESENT, (), **options)
+
+
+def test_a_run_times_every_peer_that_scores_alike_and_writes_what_it_found(smoke: SimpleNamespace):
+    workload = smoke.record["workloads"]["mixed"]
+    assert list(workload["results"]) == ["segue", "transformers", "ort-32-sorted"]
+    for result in workload["results"].values():
+        assert len(result["seconds"]) == 2
+        assert min(result["seconds"]) > 0
+        assert result["difference"] < 1e-4
+        assert 1e7 < result["peak"] < 1e10
+    assert workload["pairs"] == 12
+    assert set(smoke.record["cold"]) == {"segue", "ort-32-sorted"}
+    for cold in smoke.record["cold"].values():
+        assert cold["total"][0] > cold["load"][0] > 0
+    assert smoke.record["peers"]["transformers"]["versions"]["torch"]
+    assert smoke.record["machine"]["cpu"]
+    assert (smoke.folder / "peers-1-cores.png").read_bytes().startswith(b"\x89PNG")
+    assert "| **segue** | its own |" in (smoke.folder / "peers-1-cores.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("scores", "says"),
+    [
+        ([0.1, 0.2, 0.3], None),
+        ([0.1, 0.2, 0.30009], None),
+        ([0.1, 0.2, 0.3002], "differ from PyTorch's by up to 0.0002"),
+        ([0.1, float("nan"), 0.3], "nan"),
+        ([0.3, 0.2, 0.1], "0.2"),
+        ([0.1, 0.2], "2 scores for 3 pairs"),
+    ],
+)
+def test_scores_are_compared_before_anything_is_timed(
+    bench: SimpleNamespace, scores: list[float], says: str | None
+):
+    found = bench.peers_measure.check(scores, [0.1, 0.2, 0.3])
+    assert found is None if says is None else says in found
+
+
+def test_a_peer_that_is_wrong_or_cannot_be_had_is_named_with_the_reason(bench: SimpleNamespace, start: Any):
+    names = ("constant", "not_a_number", "missing", "dying", "asleep")
+    peers = [faulty(bench, name) for name in names]
+    results = bench.peers_measure.run_workload(peers, start, [0.5, 0.5, 0.5 + 5e-5], 1)
+    assert list(results) == list(names)
+    assert "seconds" in results["constant"]
+    assert "nan" in results["not_a_number"]["refused"]
+    assert "a_library_that_nobody_has" in results["missing"]["absent"]
+    assert "ended with 3: this goes to the log" in results["dying"]["absent"]
+    wrong = bench.peers_measure.run_workload(peers[:1], start, [0.5, 0.5, 0.6], 1)
+    assert "differ" in wrong["constant"]["refused"]
+
+
+def test_an_environment_that_cannot_be_built_says_why(
+    bench: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(bench.peers_environments.REQUIREMENTS, "light", (str(tmp_path / "no-such.whl"),))
+    with pytest.raises(bench.peers_environments.Unavailable, match=r"environment light: .*no-such\.whl"):
+        bench.peers_environments.python_of("light", tmp_path)
+    assert not (tmp_path / "light" / "requirements.txt").exists()
+
+
+def test_the_fastest_batch_is_found_and_hopeless_ones_are_left_out(bench: SimpleNamespace, start: Any):
+    peer = faulty(bench, "likes_eight", batches=(1, 8, 16, 32, 64))
+    tried = bench.peers_measure.calibrate(peer, start, 200)
+    assert min(tried, key=tried.get) == 8
+    assert list(tried) == [1, 8, 16]
+    assert list(bench.peers_measure.calibrate(peer, start, 3)) == [1]
+
+
+def test_a_worker_that_is_busy_while_others_work_is_noticed(bench: SimpleNamespace, start: Any):
+    with start(faulty(bench, "busy")) as busy, start(faulty(bench, "asleep")) as asleep:
+        timed = bench.peers_measure.time_rounds({"busy": (busy, 1), "asleep": (asleep, 1)}, 2)
+    assert timed["busy"]["idle"] > 0.05  # 1, but for what other processes take
+    assert timed["asleep"]["idle"] < 0.02
+    assert min(timed["asleep"]["seconds"]) >= 0.5
+
+
+def test_segue_is_always_compared_and_unknown_peers_are_refused(bench: SimpleNamespace):
+    assert [peer.key for peer in bench.peers_list.chosen(["ort"])] == ["segue", "ort"]
+    assert len(bench.peers_list.chosen(None)) == len(bench.peers_list.PEERS)
+    with pytest.raises(ValueError, match="no nobody; there are segue, "):
+        bench.peers_list.chosen(["nobody"])
+    for peer in bench.peers_list.PEERS:
+        assert callable(getattr(getattr(bench, peer.module.stem), peer.function))
+        known = (bench.peers_list.PRESENT, *bench.peers_environments.REQUIREMENTS)
+        assert peer.environment in known
+
+
+def test_the_report_is_made_of_the_record(bench: SimpleNamespace, smoke: SimpleNamespace, tmp_path: Path):
+    """Ratios are taken round by round: 2 and 4 times segue's, whatever the machine did in between."""
+    record = copy.deepcopy(smoke.record)
+    results = record["workloads"]["mixed"]["results"]
+    results["segue"] |= {"seconds": [1.0, 10.0, 2.0], "idle": 0.0, "peak": 300_000_000}
+    results["transformers"] |= {"seconds": [4.0, 40.0, 8.0], "idle": 0.4}
+    results["ort-32-sorted"] = {"refused": "scores differ | much"}
+    record["cold"]["ort-32-sorted"] = {"absent": "ort: ended with 1"}
+    text = bench.peers_report.markdown(record)
+    assert "| **segue** | its own | 6.0 | 1.00 | 300 |" in text
+    assert "| transformers on PyTorch, SDPA, sorted | 8 | 1.5 | 4.00 |" in text
+    assert "32 sorted | - | - | - | - | refused: scores differ / much |" in text
+    assert "Kept a core busy while others were timed: transformers on PyTorch, SDPA, sorted (40%)." in text
+    assert "32 sorted | absent: ort: ended with 1 |" in text
+    bench.peers_report.draw(record, tmp_path / "one.png")
+    assert (tmp_path / "one.png").read_bytes().startswith(b"\x89PNG")
