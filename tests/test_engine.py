@@ -415,7 +415,7 @@ def test_warmup_changes_nothing(engine, caplog):
         engine.warmup()
     assert engine.score([("a", "b")]) == before
     (record,) = caplog.records
-    assert re.fullmatch(r"warm-up: 0 steps and two pairs in \d+\.\d\d s", record.getMessage())
+    assert re.fullmatch(r"warm-up: [01] steps and two pairs in \d+\.\d\d s", record.getMessage())
     assert record.levelname == "INFO"
 
 

@@ -1,0 +1,154 @@
+"""The ONNX Runtime executor: one batch at a time on all threads, or many side by side."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from segue import Engine, SegueError
+from segue.batching import PackedBatch
+from segue.executors.onnxruntime import OnnxRuntimeExecutor
+
+THREADS, MANY = 2, 8
+
+
+@pytest.fixture(scope="module")
+def bundle(make_bundle: Callable[..., Path]) -> Path:
+    return make_bundle()
+
+
+@pytest.fixture
+def executor(bundle: Path) -> Iterator[OnnxRuntimeExecutor]:
+    opened = _open(bundle)
+    yield opened
+    opened.close()
+
+
+def _open(bundle: Path, threads: int = THREADS, **options: Any) -> OnnxRuntimeExecutor:
+    settings = {"device": "cpu", "precision": None, "batch_tokens": None} | options
+    return OnnxRuntimeExecutor.open(bundle / "model.onnx", threads=threads, **settings)
+
+
+def _batches(count: int) -> list[PackedBatch]:
+    """Batches of one to three pairs, no two alike."""
+    made = []
+    for number in range(count):
+        lengths = np.random.default_rng(number).integers(3, 20, 1 + number % 3)
+        bounds = np.concatenate([[0], np.cumsum(lengths)])
+        positions = np.arange(bounds[-1]) - np.repeat(bounds[:-1], lengths)
+        ids = np.random.default_rng(number).integers(5, 60, bounds[-1])
+        made.append(PackedBatch(ids, (positions > 1).astype(np.int64), positions, bounds))
+    return made
+
+
+def _one_by_one(executor: OnnxRuntimeExecutor, batches: list[PackedBatch]) -> list[np.ndarray]:
+    return [next(executor.run([batch])) for batch in batches]
+
+
+@pytest.mark.parametrize("count", [0, 1, MANY - 1, MANY, 5 * MANY])
+def test_any_number_of_batches_comes_back_in_order(executor, count):
+    batches = _batches(count)
+    wanted = _one_by_one(executor, batches)
+    found = list(executor.run(iter(batches)))
+    assert [logits.shape for logits in found] == [logits.shape for logits in wanted]
+    assert all(np.abs(a - b).max() <= 2e-6 for a, b in zip(found, wanted, strict=True))
+    assert (executor._single is not None) == (count >= MANY)
+
+
+def test_many_batches_run_side_by_side_and_few_are_begun_ahead(executor, monkeypatch):
+    together = threading.Barrier(THREADS, timeout=20)  # broken if one had to wait for another to end
+    taken: list[int] = []
+    real = OnnxRuntimeExecutor._logits
+
+    def waiting(session: Any, batch: PackedBatch) -> np.ndarray:
+        assert session is executor._single
+        together.wait()
+        return real(session, batch)
+
+    monkeypatch.setattr(OnnxRuntimeExecutor, "_logits", staticmethod(waiting))
+    results = executor.run(taken.append(n) or batch for n, batch in enumerate(_batches(4 * MANY)))
+    next(results)
+    assert len(taken) <= MANY + 2 * THREADS
+    assert len(list(results)) == 4 * MANY - 1
+    assert together.n_waiting == 0
+
+
+def test_one_thread_needs_no_second_session(bundle):
+    executor = _open(bundle, threads=1)
+    assert len(list(executor.run(_batches(5 * MANY)))) == 5 * MANY
+    assert executor._single is None
+    assert list(executor.warm_up()) == []
+    assert "side by side" not in executor.description[0]
+
+
+def test_a_warm_up_opens_the_second_session_once(executor):
+    assert list(executor.warm_up()) == [(1, 1)]
+    single = executor._single
+    assert list(executor.warm_up()) == [(1, 1)]
+    list(executor.run(_batches(MANY)))
+    assert executor._single is single
+
+
+def test_a_batch_that_fails_ends_the_run_and_begins_no_more(executor, monkeypatch):
+    batches = _batches(10 * MANY)
+    begun: list[int] = []
+    real = OnnxRuntimeExecutor._logits
+
+    def failing(session: Any, batch: PackedBatch) -> np.ndarray:
+        begun.append(len(batch.input_ids))
+        if batch is batches[3]:
+            raise SegueError("no")
+        return real(session, batch)
+
+    monkeypatch.setattr(OnnxRuntimeExecutor, "_logits", staticmethod(failing))
+    results = executor.run(batches)
+    assert len([next(results) for _ in range(3)]) == 3
+    with pytest.raises(SegueError, match="no"):
+        next(results)
+    monkeypatch.undo()
+    assert len(list(executor.run(batches[:MANY]))) == MANY, "usable again"
+    assert len(begun) <= 3 + 2 * THREADS + THREADS
+
+
+def test_callers_share_the_threads(executor):
+    batches = _batches(2 * MANY)
+    wanted = _one_by_one(executor, batches)
+    wrong: list[object] = []
+
+    def work() -> None:
+        try:
+            found = list(executor.run(batches))
+            wrong.extend(
+                n for n, (a, b) in enumerate(zip(found, wanted, strict=True)) if np.abs(a - b).max() > 2e-6
+            )
+        except Exception as error:
+            wrong.append(error)
+
+    callers = [threading.Thread(target=work) for _ in range(4)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    assert wrong == []
+    assert sum(thread.name.startswith("segue") for thread in threading.enumerate()) == THREADS
+
+
+def test_closed_it_has_no_threads_left(bundle):
+    engine = Engine.load(bundle, threads=THREADS, max_batch_tokens=16)
+    engine.score([(f"a {letter}", "b c d e f g") for letter in "abcdefghijklmnop"])
+    assert any(thread.name.startswith("segue") for thread in threading.enumerate())
+    engine.close()
+    assert not any(thread.name.startswith("segue") for thread in threading.enumerate())
+
+
+@pytest.mark.parametrize(("threads", "tokens"), [(1, 512), (2, 512), (4, 1024), (8, 2048), (64, 2048)])
+def test_a_batch_has_tokens_for_its_threads(bundle, threads, tokens):
+    executor = _open(bundle, threads=threads)
+    assert executor.batch_tokens == tokens
+    executor.close()
+    assert _open(bundle, threads=1, batch_tokens=77).batch_tokens == 77
