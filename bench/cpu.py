@@ -36,7 +36,7 @@ from segue.machine import machine, versions
 __all__ = ["main", "useful"]
 
 RESULT = Path(__file__).parent / "results" / "cpu-2-cores.md"
-_MODEL = Path(__file__).parent.parent / "build" / "peers" / "model"
+_MODEL = Path(__file__).parent.parent / "build" / "peers" / "minilm"
 _ROWS, _IN, _OUT = 4096, 384, 1536
 _ABOUT = """`python bench/cpu.py --write`. {pairs} pairs of mixed lengths (log-normal, {tokens} tokens),
 float32, {threads} threads of {cpu}; {versions}. Rates are of useful operations: products for real tokens,

@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> None:
     """Run, print the Markdown, write what is asked for."""
     arguments = _parser().parse_args(argv)
     record = run(arguments, list(SMOKE) if arguments.smoke else chosen(arguments.peers))
-    text = markdown(record)
+    text = markdown(record, _RESULTS)
     print(text)
     if arguments.write:
         out = _RESULTS / f"peers-{record['threads']}-cores"

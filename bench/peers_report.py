@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,15 @@ __all__ = ["draw", "markdown", "pairs_per_second", "ratio"]
 _OWN, _OTHER = "#c8502d", "#8a97a6"
 
 
-def markdown(record: dict[str, Any]) -> str:
-    """Return the tables: one a workload, the cold starts, who was absent, what ran."""
+def markdown(record: dict[str, Any], results: Path) -> str:
+    """Return the tables: one a workload, the cold starts, who was absent, what ran; and of the folder
+    `results` what `bench/gpu.py` wrote there."""
     parts = [_heading(record)]
     for name, workload in record["workloads"].items():
         parts.append(_table(name, workload, record["peers"]))
     if record["cold"]:
         parts.append(_cold(record["cold"], record["peers"]))
-    parts.append(_versions(record))
+    parts += [_gpu(results), _versions(record)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -133,6 +135,31 @@ def _cold(cold: dict[str, Any], peers: dict[str, Any]) -> str:
     for key, record in cold.items():
         if "absent" in record:
             lines.append(f"| {peers[key]['name']} | absent: {_cell(record['absent'])} | - | - | - | - |")
+    return "\n".join(lines)
+
+
+def _gpu(results: Path) -> str:
+    """The fastest of segue's settings for each model and workload, of every GPU that was measured."""
+    lines = ["## On a GPU", ""]
+    found = {file: json.loads(file.read_text(encoding="utf-8")) for file in sorted(results.glob("*.json"))}
+    measured = {file: r for file, r in found.items() if "sections" in r and not r["smoke"]}
+    if not measured:
+        return "\n".join(
+            [*lines, "No figures yet: `python bench/gpu.py`, where there is one, writes them here."]
+        )
+    lines += ["| GPU | model | workload | tokens a batch | settings | pairs/s |", "|---|---|---|---|---|---|"]
+    for file, record in measured.items():
+        best: dict[tuple[str, str], tuple[float, int, str]] = {}
+        for row in record["sections"].get("throughput", {}).get("found", {}).get("rows", []):
+            for label, side in row["sides"].items():
+                key = row["model"], row["workload"]
+                one = side.get("pairs/s", 0.0), row["tokens"], label
+                best[key] = max(best.get(key, (0.0, 0, "")), one)
+        for (model, workload), (speed, tokens, label) in best.items():
+            shown = f"{speed:,.0f}" if speed else "not timed"
+            lines.append(
+                f"| [{file.stem}]({file.stem}.md) | {model} | {workload} | {tokens} | {label} | {shown} |"
+            )
     return "\n".join(lines)
 
 

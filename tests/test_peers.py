@@ -200,7 +200,7 @@ def test_the_report_is_made_of_the_record(bench: SimpleNamespace, smoke: SimpleN
     results["transformers"] |= {"seconds": [4.0, 40.0, 8.0], "idle": 0.4}
     results["ort-32-sorted"] = {"refused": "scores differ | much"}
     record["cold"]["ort-32-sorted"] = {"absent": "ort: ended with 1"}
-    text = bench.peers_report.markdown(record)
+    text = bench.peers_report.markdown(record, tmp_path)
     assert "| **segue** | its own | 6.0 | 1.00 | 300 |" in text
     assert "| transformers on PyTorch, SDPA, sorted | 8 | 1.5 | 4.00 |" in text
     assert "32 sorted | - | - | - | - | refused: scores differ / much |" in text
@@ -208,3 +208,24 @@ def test_the_report_is_made_of_the_record(bench: SimpleNamespace, smoke: SimpleN
     assert "32 sorted | absent: ort: ended with 1 |" in text
     bench.peers_report.draw(record, tmp_path / "one.png")
     assert (tmp_path / "one.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_figures_of_a_gpu_stand_in_the_same_report_or_are_said_to_be_absent(
+    bench: SimpleNamespace, smoke: SimpleNamespace, tmp_path: Path
+):
+    absent = "## On a GPU\n\nNo figures yet"
+    assert absent in bench.peers_report.markdown(smoke.record, tmp_path)
+    sides = {"segue, float16": {"pairs/s": 900.0}, "segue, bfloat16": {"not timed": "it failed"}}
+    rows = [
+        {"model": "M", "workload": "mixed", "tokens": 4096, "sides": sides},
+        {"model": "M", "workload": "mixed", "tokens": 8192, "sides": {"segue, float16": {"pairs/s": 1100.0}}},
+        {"model": "M", "workload": "long", "tokens": 4096, "sides": {"a": {"not timed": "it failed"}}},
+    ]
+    record = {"smoke": True, "sections": {"throughput": {"found": {"rows": rows}}}}
+    (tmp_path / "h200.json").write_text(json.dumps(record))
+    (tmp_path / "peers.json").write_text(json.dumps({"workloads": {}}))
+    assert absent in bench.peers_report.markdown(smoke.record, tmp_path), "toy sizes are no figures"
+    (tmp_path / "h200.json").write_text(json.dumps(record | {"smoke": False}))
+    text = bench.peers_report.markdown(smoke.record, tmp_path)
+    assert "| [h200](h200.md) | M | mixed | 8192 | segue, float16 | 1,100 |" in text
+    assert "| [h200](h200.md) | M | long | 4096 | a | not timed |" in text
