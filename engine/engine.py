@@ -242,9 +242,11 @@ class Engine:
         return Explanation.of(batch, encoded, self._encoder, logits, self._manifest.head)
 
     def warmup(self, progress: bool = False) -> None:
-        """Do beforehand what first calls would wait for: on a GPU compile every kernel and capture every GPU
-        graph (compiled kernels are kept on disk); then run one short pair and one of the longest. Logs, as
-        information, how many steps it took and how many seconds.
+        """Do beforehand what first calls would wait for, then run one short pair and one of the longest.
+
+        On a GPU every kernel is compiled (and kept on disk) and every GPU graph captured; on a CPU with
+        several threads the session is opened that calls of many batches take, which has the weights a second
+        time. Logs, as information, how many steps it took and how many seconds.
 
         Args:
             progress: show a bar on stderr.
