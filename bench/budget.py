@@ -31,7 +31,7 @@ from segue.export.functions import OPSET
 from segue.export.graph import trace
 from segue.kernels.launching import Cost
 
-__all__ = ["RESULT", "batches", "cost", "launches", "main", "report"]
+__all__ = ["RESULT", "batches", "cost", "hollow", "launches", "main", "report", "take_weights"]
 
 RESULT = Path(__file__).parent / "results" / "budget.md"
 MODELS = {
@@ -88,13 +88,27 @@ def batches() -> dict[str, list[int]]:
 def launches(dimensions: Dimensions) -> tuple[Step, ...]:
     """The plan of a model of that size, with two labels. Layers but the last being alike, one is traced."""
     layers = min(dimensions.layers, 2)
+    graph = trace(hollow(replace(dimensions, layers=layers)), OPSET).graph
+    shapes = take_weights(graph)
+    proto = ir.serde.serialize_graph(graph)
+    proto.initializer.extend(shapes)
+    steps = read_steps(proto, Path("model.onnx"))
+    layer = [step for step in steps if step.name.startswith("layers/0/")]
+    return (steps[0], *(layer * (dimensions.layers - layers)), *steps[1:])
+
+
+def hollow(dimensions: Dimensions) -> Bert:
+    """A model of that size with two labels, whose weights are one number in memory, whatever their shape."""
     with torch.device("meta"):
-        model = Bert(replace(dimensions, layers=layers), labels=2, activation="softmax", eps=1e-12)
+        model = Bert(dimensions, labels=2, activation="softmax", eps=1e-12)
     for module in model.modules():
         for name, weight in list(module.named_parameters(recurse=False)):
-            # one number in memory, whatever the shape
             setattr(module, name, torch.nn.Parameter(torch.zeros(1).expand(weight.shape), False))
-    graph = trace(model, OPSET).graph
+    return model
+
+
+def take_weights(graph: ir.Graph) -> list[onnx.TensorProto]:
+    """Take the weights out of a graph; return their names, shapes and types, without values."""
     shapes = [
         onnx.TensorProto(name=name, dims=value.const_value.shape.numpy(), data_type=value.dtype)
         for name, value in graph.initializers.items()
@@ -102,11 +116,7 @@ def launches(dimensions: Dimensions) -> tuple[Step, ...]:
     ]
     for shape in shapes:
         graph.initializers.pop(shape.name)
-    proto = ir.serde.serialize_graph(graph)
-    proto.initializer.extend(shapes)
-    steps = read_steps(proto, Path("model.onnx"))
-    layer = [step for step in steps if step.name.startswith("layers/0/")]
-    return (steps[0], *(layer * (dimensions.layers - layers)), *steps[1:])
+    return shapes
 
 
 def cost(steps: Iterable[Step], lengths: list[int]) -> dict[str, Row]:

@@ -55,36 +55,23 @@ def prepare(folder: Path, *, smoke: bool = False) -> None:
 def write_graph(dimensions: Dimensions, path: Path) -> None:
     """Write the packed graph of a model of that size, two labels, its weights declared to lie end to end in
     model.onnx.data."""
+    import budget
     import onnx
     import onnx_ir as ir
-    import torch
 
-    from segue.export.bert import Bert
     from segue.export.graph import packed_graph
 
-    with torch.device("meta"):
-        model = Bert(dimensions, labels=2, activation="softmax", eps=1e-12)
-    for module in model.modules():
-        for name, weight in list(module.named_parameters(recurse=False)):
-            # one number in memory, whatever the shape
-            setattr(module, name, torch.nn.Parameter(torch.zeros(1).expand(weight.shape), False))
-    graph = packed_graph(model)
-    shapes = {
-        name: value.const_value.shape.numpy()
-        for name, value in graph.graph.initializers.items()
-        if value.const_value.size > 1
-    }
-    for name in shapes:
-        graph.graph.initializers.pop(name)
-    proto = ir.serde.serialize_model(graph)
+    model = packed_graph(budget.hollow(dimensions))
+    weights = budget.take_weights(model.graph)
+    proto = ir.serde.serialize_model(model)
     offset = 0
-    for name, shape in shapes.items():
-        weight = proto.graph.initializer.add(name=name, dims=shape, data_type=onnx.TensorProto.FLOAT)
+    for weight in weights:
         weight.data_location = onnx.TensorProto.EXTERNAL
-        length = 4 * int(np.prod(shape))
+        length = 4 * int(np.prod(weight.dims))
         for key, value in (("location", WEIGHTS), ("offset", offset), ("length", length)):
             weight.external_data.add(key=key, value=str(value))
         offset += length
+    proto.graph.initializer.extend(weights)
     path.write_bytes(proto.SerializeToString())
 
 

@@ -18,6 +18,9 @@ from typing import IO, Any
 
 __all__ = ["main"]
 
+# By its file: segue is not in every environment.
+_PEAK_MEMORY = os.path.join(os.path.dirname(__file__), "..", "engine", "peak_memory.py")
+
 
 def main() -> None:
     """Load, then serve."""
@@ -29,10 +32,9 @@ def main() -> None:
     started = time.perf_counter()
     from pathlib import Path
 
-    spec = importlib.util.spec_from_file_location("peers_engines", job["module"])
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    score = getattr(module, job["function"])(Path(job["checkpoint"]), job["threads"], job["order"])
+    score = getattr(_load(job["module"]), job["function"])(
+        Path(job["checkpoint"]), job["threads"], job["order"]
+    )
     _answer(answers, load=time.perf_counter() - started)
     for line in sys.stdin:
         request = json.loads(line)
@@ -44,30 +46,21 @@ def main() -> None:
             scores = [float(value) for value in found] if request["scores"] else None
             _answer(answers, seconds=seconds, scores=scores)
         else:
-            _answer(answers, peak=_peak(), versions=_versions(job["packages"]))
+            peak = _load(_PEAK_MEMORY).peak_memory()
+            _answer(answers, peak=peak, versions=_versions(job["packages"]))
+
+
+def _load(file: str) -> Any:
+    """The module in a file, by whatever name."""
+    spec = importlib.util.spec_from_file_location("loaded", file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def _answer(answers: IO[str], **values: Any) -> None:
     answers.write(json.dumps(values) + "\n")
     answers.flush()
-
-
-def _peak() -> int | None:
-    """Return the most bytes of RAM this process has held, None where the system does not say.
-
-    On Linux a new process starts with the peak of its parent as getrusage has it; what /proc says is its own.
-    """
-    try:
-        with open("/proc/self/status", encoding="utf-8") as status:
-            return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM:"))
-    except (OSError, StopIteration):
-        pass
-    try:
-        import resource
-    except ModuleNotFoundError:  # Windows
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _versions(names: list[str]) -> dict[str, str]:

@@ -22,12 +22,14 @@ def main() -> None:
     imported = perf_counter()
     import json
 
+    from segue.peak_memory import peak_memory
+
     request: dict[str, Any] = json.load(sys.stdin)
     pairs: list[list[str]] = request["pairs"]
     began = perf_counter()
     engine = Engine.load(**request["load"])
     loaded = perf_counter()
-    after_load = _peak_memory()
+    after_load = peak_memory()
     engine.predict(pairs[:1])
     scored = perf_counter()
     if len(pairs) > 1:
@@ -37,7 +39,7 @@ def main() -> None:
         "load": loaded - began,
         "first_score": scored - loaded,
         "memory_loaded": after_load,
-        "memory_peak": _peak_memory(),
+        "memory_peak": peak_memory(),
         "gpu_allocated": None,
         "gpu_reserved": None,
     }
@@ -46,24 +48,6 @@ def main() -> None:
         found["gpu_allocated"] = torch.cuda.max_memory_allocated()
         found["gpu_reserved"] = torch.cuda.max_memory_reserved()
     json.dump(found, sys.stdout)
-
-
-def _peak_memory() -> int | None:
-    """Return the most bytes of RAM this process has held, None where the system does not say.
-
-    On Linux what getrusage says is no good: there a new process inherits the peak of the one that started it.
-    """
-    try:
-        with open("/proc/self/status", encoding="utf-8") as status:
-            return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM:"))
-    except (OSError, StopIteration):
-        pass
-    try:
-        import resource
-    except ModuleNotFoundError:  # Windows
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 if __name__ == "__main__":

@@ -34,10 +34,10 @@ from segue.engine import Engine
 from segue.errors import InputError
 from segue.files import STREAM, destination
 from segue.machine import machine, versions
+from segue.options import load_options
 
 __all__ = ["run"]
 
-_LOAD = ("device", "executor", "precision", "threads", "max_batch_tokens", "batch_invariant")
 _PACKAGES = ("numpy", "tokenizers", "onnxruntime", "onnxruntime-gpu")
 _TRIAL_SHARE = 1 / 3  # of a scenario's seconds, for each of Server's trials, some of which are cut short
 
@@ -86,8 +86,7 @@ def _measured(
     """Load, warm up and measure; return the record."""
     if arguments.folder is not None and arguments.model is not None:
         raise InputError("model: given twice, as MODEL and as --model")
-    load = {"path": arguments.folder or arguments.model}
-    load |= {name: getattr(arguments, name) for name in _LOAD}
+    load = {"path": arguments.folder or arguments.model, **load_options(arguments)}
     started = time.perf_counter()
     with Engine.load(**load) as engine, _quiet():
         loaded = time.perf_counter()

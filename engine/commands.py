@@ -17,6 +17,7 @@ from segue.columns import DOCUMENT, PAIR
 from segue.engine import Engine
 from segue.errors import InputError
 from segue.files import STREAM, destination, source
+from segue.options import load_options
 from segue.results import write_scores
 from segue.tables import Row, Table, format_of, read_table
 from segue.terminal import Progress, describe, explanation_text
@@ -68,15 +69,7 @@ def info(arguments: argparse.Namespace) -> None:
 
 
 def _engine(arguments: argparse.Namespace) -> Engine:
-    return Engine.load(
-        arguments.model,
-        device=arguments.device,
-        executor=arguments.executor,
-        precision=arguments.precision,
-        threads=arguments.threads,
-        max_batch_tokens=arguments.max_batch_tokens,
-        batch_invariant=arguments.batch_invariant,
-    )
+    return Engine.load(arguments.model, **load_options(arguments))
 
 
 def _limits(arguments: argparse.Namespace) -> dict[str, Any]:

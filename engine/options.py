@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
-__all__ = ["add_limits", "add_model", "add_table", "count"]
+__all__ = ["add_limits", "add_model", "add_table", "count", "load_options"]
 
 
 def add_table(parser: argparse.ArgumentParser, columns: str) -> None:
@@ -53,6 +54,12 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         action="store_false",
         help="let a pair's last bits depend on its batch, where that is faster",
     )
+
+
+def load_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What `add_model` made of the command line for `Engine.load`, but for the folder."""
+    names = ("device", "executor", "precision", "threads", "max_batch_tokens", "batch_invariant")
+    return {name: getattr(arguments, name) for name in names}
 
 
 def count(text: str) -> int:

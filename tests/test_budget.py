@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
 from types import ModuleType
 
 import pytest
-
-BUDGET = Path(__file__).resolve().parent.parent / "bench" / "budget.py"
+from bench_scripts import load_script
 
 
 @pytest.fixture(scope="module")
 def budget() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("budget", BUDGET)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("budget")
 
 
 def test_the_committed_budget_is_what_the_plan_and_the_kernels_say(budget):

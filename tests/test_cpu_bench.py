@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -11,23 +10,15 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+from bench_scripts import BENCH, load_script
 
 from segue.bundle import Dimensions
-
-BENCH = Path(__file__).resolve().parent.parent / "bench"
-
-
-def _load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, BENCH / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
 def cpu() -> Iterator[ModuleType]:
     sys.path.insert(0, str(BENCH))  # the scripts import each other by name
-    yield _load("cpu")
+    yield load_script("cpu")
     sys.path.remove(str(BENCH))
 
 
@@ -35,7 +26,7 @@ def cpu() -> Iterator[ModuleType]:
 def test_useful_operations_are_those_of_the_plan(cpu, lengths):
     """What every kernel says that it computes, of which the products are nearly all."""
     dimensions = Dimensions(6, 384, 12, 1536, 30_522, 512, 2)
-    budget = _load("budget")
+    budget = load_script("budget")
     planned = budget.cost(budget.launches(dimensions), lengths)
     products = ("linear", "linear_gelu", "packed_attention", "cls_attention", "pool_classify")
     found = cpu.useful(dimensions, np.array(lengths))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -10,8 +9,8 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+from bench_scripts import load_script
 
-SCRIPT = Path(__file__).resolve().parent.parent / "bench" / "host.py"
 WAYS = (
     "transformers, ",
     "tokenizers, nothing padded",
@@ -25,9 +24,7 @@ TINY = ["--share", "0.003", "--rounds", "2", "--threads", "1"]
 
 @pytest.fixture
 def host(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("host", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_script("host")
     monkeypatch.setattr(module, "RESULT", tmp_path / "host.md")
     monkeypatch.setenv("RAYON_NUM_THREADS", "1")  # put back when the test is over
     words = [f"{word}{number % 7}" for number in range(3000) for word in ("water,", "Mill", "(river)")]
@@ -92,9 +89,7 @@ def test_the_others_are_other_pairs_of_the_same_shape(host):
 
 def test_drawn_words_are_as_varied_as_prose():
     """Wikipedia's first articles have 31,700 distinct words among 169,000, and 1.33 tokens to a word."""
-    spec = importlib.util.spec_from_file_location("host_words", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_script("host")
     words = module._drawn()[:169_000]
     assert 28_000 < len(set(words)) < 40_000
     encoding = module.Tokenizer.from_file(str(module.FILE)).encode_batch_fast(words[:20_000])

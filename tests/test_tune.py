@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from bench_scripts import load_script
 from kernel_tools import launches
-
-SCRIPT = Path(__file__).resolve().parent.parent / "bench" / "tune.py"
 
 
 @pytest.fixture(scope="module")
 def tune() -> Any:
-    spec = importlib.util.spec_from_file_location("tune", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("tune")
 
 
 @pytest.fixture
