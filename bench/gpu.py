@@ -1,6 +1,6 @@
 """Everything about this GPU in one run of a few minutes: what it is, if all is right on it, how fast it is.
 
-    python bench/gpu.py [--out DIR] [--only SECTION...] [--seconds 460] [--autotune] [--sanitize]
+    python bench/gpu.py [--out DIR] [--only SECTION...] [--seconds 460] [--autotune] [--sanitize] [--tests]
     python bench/gpu.py --prepare DIR        on a machine with segue[export], for one without: --prepared DIR
     python bench/gpu.py --smoke              toy sizes, interpreted: takes every path, measures nothing
 
@@ -100,6 +100,7 @@ def sections(run: Any, arguments: argparse.Namespace) -> list[Any]:
     from gpu_parity_models import check_models
     from gpu_peers import compare_peers
     from gpu_run import Section
+    from gpu_tests import run_tests
     from gpu_warmup import warm_ups
 
     kernels, models, autotune = "parity of kernels", "parity of models", {"autotune": arguments.autotune}
@@ -121,6 +122,8 @@ def sections(run: Any, arguments: argparse.Namespace) -> list[Any]:
     ]
     if arguments.sanitize:
         every.append(Section("memory", partial(check_memory, run), 120))
+    if arguments.tests:
+        every.append(Section("tests", partial(run_tests, run), 400))
     names = [section.name for section in every]
     if unknown := set(arguments.only or ()) - set(names):
         sys.exit(f"gpu: --only: no section {', '.join(sorted(unknown))}; there are {', '.join(names)}")
@@ -143,6 +146,7 @@ def _parser() -> argparse.ArgumentParser:
         "--autotune", action="store_true", help="torch.compile's max-autotune too; raise --seconds"
     )
     parser.add_argument("--sanitize", action="store_true", help="compute-sanitizer too; raise --seconds")
+    parser.add_argument("--tests", action="store_true", help="tests/test_*_kernel.py too; raise --seconds")
     parser.add_argument("--smoke", action="store_true", help="toy sizes, interpreted; measures nothing")
     return parser
 

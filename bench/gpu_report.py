@@ -156,6 +156,15 @@ def _memory(found: Found, _: Found) -> Rows:
         yield tool, verdict, " ".join(entry.get("said", [])[-1:])
 
 
+def _tests(found: Found, _: Found) -> Rows:
+    for what, entry in found.items():
+        verdict = {True: "passed", False: "failed", None: entry.get("why")}[entry["ok"]]
+        counts = ", ".join(
+            f"{entry[word]} {word}" for word in ("passed", "failed", "errors") if word in entry
+        )
+        yield what, verdict, counts, "; ".join(entry.get("which", []))
+
+
 def _best(sides: list[tuple[Found, str]]) -> tuple[str, str, str]:
     """Pairs a second, the setting, and the share of the roofline, of the fastest; or why there is none."""
     timed = [(side["pairs/s"], setting, side) for side, setting in sides if "pairs/s" in side]
@@ -194,5 +203,6 @@ _TABLES: dict[str, tuple[str, Callable[[Found, Found], Rows]]] = {
     "end to end": ("model | workload | side | pairs/s | of the model alone", _end_to_end),
     "warm-up": ("model | kernels | load s | warm-up s | slowest call s | compiled after", _warm_up),
     "memory": ("tool | verdict | it said", _memory),
+    "tests": ("what | verdict | counts | which failed", _tests),
     "peers": ("model | workload | side | pairs/s | at | segue's best is so many times that", _peers),
 }  # fmt: skip

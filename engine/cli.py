@@ -155,15 +155,15 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_bench(parser: argparse.ArgumentParser) -> None:
-    from segue import bench_options
+    from segue.benchmark import options
 
     def run(arguments: argparse.Namespace) -> int:
-        from segue import bench_command
+        from segue.benchmark import command
 
-        return bench_command.run(arguments)
+        return command.run(arguments)
 
     parser.set_defaults(run=run, extra="plot")
-    bench_options.add_arguments(parser)
+    options.add_arguments(parser)
     add_model(parser)
 
 

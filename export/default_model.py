@@ -1,8 +1,8 @@
 """The recipe of the model that ships with segue, from fetching its texts to measuring it: `make model`.
 
-    python -m segue.export.default_model [--work DIR] [--out DIR] [--times 1.0] [--threads N]
+    python -m segue.export.default_model [--work DIR] [--out DIR] [--times 1.0 | --minutes M] [--threads N]
 
-What is held out is fixed here by name; nothing is trained or tuned on it.
+What is held out is fixed here by name; nothing is trained or tuned on it. Trains on a GPU if there is one.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from segue.export.corpus import Document
-from segue.export.default_corpora import fetch, unpack
+from segue.export.default_corpora import gather, prepare
 from segue.export.default_measures import learning_curve, measure, measure_cosine
 from segue.export.default_scores import seed_scores
 from segue.export.fine_tuning import fine_tune
@@ -47,7 +47,7 @@ SEEDS = (
     ("The cat slept on the rug.", "It likes sleeping all day.", "Interest rates rose again in March."),
 )
 RECIPE = Recipe(same_document=0.1, other_source=0.05, clause=0.1, unmarked=0.25)
-_BATCH = 32  # pairs a step
+_BATCH = 32  # pairs a step, for which the stages' learning rates are meant
 _AVERAGED = 3  # checkpoints, the last of a stage
 
 
@@ -55,7 +55,8 @@ _AVERAGED = 3  # checkpoints, the last of a stage
 class Stage:
     """A part of the training: steps of 32 pairs, peak learning rate, longest pair in tokens, how pairs are
     drawn, the share of articles among them, the share of batches with masked words, and how many checkpoints
-    are written on the way, the last three of all being averaged where there are any."""
+    are written on the way, the last three of all being averaged where there are any; whether the encoder's
+    cosines are taught beside, and dropout."""
 
     steps: int
     learning_rate: float
@@ -64,6 +65,8 @@ class Stage:
     articles: float
     masks: float
     saves: int
+    cosines: bool = False
+    dropout: float = 0.0
 
 
 STAGES = (
@@ -78,8 +81,10 @@ STAGES = (
 def main(argv: list[str] | None = None) -> None:
     """Fetch, decode, train, average, calibrate, measure; `metrics.json` says how it went."""
     arguments = _parser().parse_args(argv)
-    fetch(arguments.work)
-    encoder, novels, articles = unpack(arguments.work)
+    if arguments.prepare:
+        prepare(arguments.work, arguments.prepare)
+        return
+    encoder, novels, articles = gather(arguments.work)
     train, tune, held_out = split(novels, articles)
     if not arguments.measure:
         init = encoder
@@ -90,14 +95,16 @@ def main(argv: list[str] | None = None) -> None:
                 init=init,
                 out=out,
                 recipe=stage.recipe,
-                steps=max(1, round(stage.steps * arguments.times)),
+                **_length(stage, arguments),
                 learning_rate=stage.learning_rate,
-                batch_size=_BATCH,
+                batch_size=arguments.batch_size,
                 max_tokens=stage.max_tokens,
                 seed=number,
                 threads=arguments.threads,
                 train_words=False,
                 masks=stage.masks,
+                teacher=encoder if stage.cosines else None,
+                dropout=stage.dropout,
                 saves=stage.saves,
                 watch=lambda model, tokenizer: seed_scores(model, tokenizer, SEEDS),
             )
@@ -161,14 +168,22 @@ def training_sources(documents: dict[str, list[Document]], articles: float = 0.5
     ]
 
 
+def _length(stage: Stage, arguments: argparse.Namespace) -> dict[str, float]:
+    if arguments.minutes:
+        return {"minutes": arguments.minutes * stage.steps / sum(each.steps for each in STAGES)}
+    return {"steps": max(1, round(stage.steps * arguments.times))}
+
+
 def _course(work: Path, out: Path) -> list[tuple[int, Path]]:
     """(pairs trained on so far, checkpoint) of all checkpoints of a run, in order; a stage's last one is the
     average."""
     course, done = [], 0
     for folder in *sorted(work.glob("stage-*")), out:
-        course += [((done + _step(found)) * _BATCH, found) for found in _checkpoints(folder)]
-        done += json.loads((folder / "metrics.json").read_text())["steps"]
-        course.append((done * _BATCH, folder))
+        metrics = json.loads((folder / "metrics.json").read_text())
+        size = metrics["batch_size"]
+        course += [(done + _step(found) * size, found) for found in _checkpoints(folder)]
+        done += metrics["steps"] * size
+        course.append((done, folder))
     return course
 
 
@@ -190,11 +205,17 @@ def _parser() -> argparse.ArgumentParser:
         "--out", type=Path, default=work / "nsp-minilm", help="the trained checkpoint goes here"
     )
     parser.add_argument(
+        "--prepare", type=Path, metavar="DIR", help="write there what is fetched, decoded, small, and end"
+    )
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument(
         "--times",
         type=float,
         default=1.0,
         help="train so many times as long as the recipe says (default: %(default)s)",
     )
+    length.add_argument("--minutes", type=float, help="of training, all stages together")
+    parser.add_argument("--batch-size", type=int, default=_BATCH, help="pairs a step (default: %(default)s)")
     parser.add_argument("--threads", type=int, help="CPU threads (default: PyTorch's choice)")
     parser.add_argument("--pairs", type=int, default=2000, help="pairs to measure on, each kind")
     parser.add_argument(

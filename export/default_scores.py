@@ -3,10 +3,11 @@ cosine similarity of an encoder. No engine takes part, so that the engine can be
 
 from __future__ import annotations
 
-__all__ = ["calibrate", "cosines", "next_probabilities", "seed_scores"]
+__all__ = ["calibrate", "cosines", "next_probabilities", "seed_scores", "token_sums"]
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,8 +15,10 @@ from tokenizers import Tokenizer
 from transformers import BertForNextSentencePrediction, BertForPreTraining, BertModel
 
 from segue.export.instances import IS_NEXT, NOT_NEXT, Pair
+from segue.export.pretraining_data import collate
 from segue.export.tokenizer import read_tokenizer
-from segue.export.training_data import encode_pair
+from segue.export.training import device
+from segue.export.training_data import encode_pairs
 
 _BATCH = 16
 _Model = BertForNextSentencePrediction | BertForPreTraining
@@ -60,21 +63,28 @@ def seed_scores(model: _Model, tokenizer: Tokenizer, seeds: Sequence[Sequence[st
     return {pair.b: round(float(score), 4) for pair, score in zip(pairs, scores, strict=True)}
 
 
-@torch.no_grad()
 def cosines(encoder: Path, pairs: Sequence[Pair]) -> np.ndarray:
     """The cosine of the two sides' mean token vectors in the encoder as it came, float32 [N]."""
-    model = BertModel.from_pretrained(encoder, dtype=torch.float32).eval()
+    sums = token_sums(encoder, (side for pair in pairs for side in (pair.a, pair.b)))
+    a, b = (
+        np.stack([sums[side] for side in sides]) for sides in zip(*((p.a, p.b) for p in pairs), strict=True)
+    )
+    return (a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1)
+
+
+@torch.no_grad()
+def token_sums(encoder: Path, texts: Iterable[str]) -> dict[str, np.ndarray]:
+    """By text, the sum of its token vectors, special tokens among them, in the encoder: float32 [E]."""
+    model = BertModel.from_pretrained(encoder, dtype=torch.float32).eval().to(device())
     tokenizer = read_tokenizer(encoder, model.config.vocab_size)
-    texts = sorted({side for pair in pairs for side in (pair.a, pair.b)}, key=len)
-    vectors = {}
-    for start in range(0, len(texts), _BATCH):
-        some = texts[start : start + _BATCH]
+    ordered, sums = sorted(set(texts), key=len), {}
+    for start in range(0, len(ordered), _BATCH):
+        some = ordered[start : start + _BATCH]
         rows = [encoding.ids[:512] for encoding in tokenizer.encode_batch(some)]
-        ids, mask = _padded(rows), _padded([[1] * len(row) for row in rows])
-        hidden = model(input_ids=ids, attention_mask=mask).last_hidden_state * mask[..., None]
-        means = torch.nn.functional.normalize(hidden.sum(1) / mask.sum(1, keepdim=True), dim=-1)
-        vectors.update(zip(some, means, strict=True))
-    return np.array([float(vectors[pair.a] @ vectors[pair.b]) for pair in pairs], dtype=np.float32)
+        batch = _batch([{"input_ids": row, "token_type_ids": [0] * len(row)} for row in rows], model)
+        hidden = model(**batch).last_hidden_state * batch["attention_mask"][..., None]
+        sums.update(zip(some, hidden.sum(1).cpu().numpy(), strict=True))
+    return sums
 
 
 @torch.no_grad()
@@ -82,20 +92,16 @@ def _logits(model: _Model, tokenizer: Tokenizer, pairs: Sequence[Pair]) -> torch
     """logits [N, 2], whole pairs up to the model's length, in evaluation mode."""
     training = model.training
     model.eval()
-    encoded = [encode_pair(tokenizer, pair.a, pair.b, model.config.max_position_embeddings) for pair in pairs]
-    order = sorted(range(len(pairs)), key=lambda i: len(encoded[i][0]))
+    encoded = encode_pairs(tokenizer, pairs, model.config.max_position_embeddings)
+    order = sorted(range(len(pairs)), key=lambda i: len(encoded[i]["input_ids"]))
     logits = torch.empty(len(pairs), 2)
     for start in range(0, len(order), _BATCH):
         rows = order[start : start + _BATCH]
-        ids, segments = (_padded([encoded[i][part] for i in rows]) for part in (0, 1))
-        mask = _padded([[1] * len(encoded[i][0]) for i in rows])
-        read = model.bert(input_ids=ids, token_type_ids=segments, attention_mask=mask)
-        logits[rows] = model.cls.seq_relationship(read.pooler_output)  # the other head would cost much
+        read = model.bert(**_batch([encoded[i] for i in rows], model))
+        logits[rows] = model.cls.seq_relationship(read.pooler_output).cpu()  # the other head would cost much
     model.train(training)
     return logits
 
 
-def _padded(rows: Sequence[Sequence[int]]) -> torch.Tensor:
-    """[len(rows), longest], zeros after each row's end."""
-    longest = max(len(row) for row in rows)
-    return torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows])
+def _batch(items: list[dict[str, Any]], model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: values.to(model.device) for name, values in collate(items).items()}

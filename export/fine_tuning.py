@@ -36,6 +36,8 @@ def fine_tune(
     threads: int | None = None,
     train_words: bool = True,
     masks: float = 0.0,
+    teacher: str | Path | None = None,
+    dropout: float = 0.0,
     saves: int = 0,
     watch: Callable[..., dict[str, float]] | None = None,
 ) -> dict[str, Any]:
@@ -44,8 +46,10 @@ def fine_tune(
     One of steps, epochs and minutes gives the length; without any it is one epoch. With minutes the learning
     rate follows the clock: the run ends in time, its decay complete, and draws the same pairs each time, but
     how many of them depends on the machine. `train_words=False` leaves the word embeddings as they are, which
-    saves their dense gradient and keeps words that a small corpus lacks where they were. With `save_minutes`,
-    `out/checkpoint-STEP` is written that often, and what `watch(model, tokenizer)` returns is printed.
+    saves their dense gradient and keeps words that a small corpus lacks where they were. With `teacher`, an
+    encoder's checkpoint folder, the model also learns to tell the cosine of the two sides' token sums there.
+    `dropout` is of hidden states. On the way `out/checkpoint-STEP` is written `saves` times, and what
+    `watch(model, tokenizer)` returns is printed.
 
     Raises `InputError` or `BundleError` before any training where an option, the corpus or the checkpoint is
     unusable, and `ExecutorUnavailable` where transformers is missing.
@@ -60,9 +64,11 @@ def fine_tune(
             raise InputError(f"{name}: expected more than 0, got {value}")
     if not 0 <= masks <= 1:
         raise InputError(f"masks: expected a share of the batches, 0 to 1, got {masks}")
+    if not 0 <= dropout < 1:
+        raise InputError(f"dropout: expected a share of the values, 0 to below 1, got {dropout}")
     draw_pairs(sources, recipe)  # refuses a corpus in which no negative can be drawn
     try:
-        from segue.export import training, training_data
+        from segue.export import default_scores, training, training_data
     except ModuleNotFoundError as error:
         raise ExecutorUnavailable(
             f"training needs {error.name}, which is not installed: pip install 'segue[train]'"
@@ -74,8 +80,16 @@ def fine_tune(
     init, out = Path(init), Path(out)
     training.set_seed(seed)  # for the head, if it is new
     model, tokenizer = training.load(init, max_tokens=max_tokens)
+    sentences = (s for source in sources for document in source.documents for s in document.sentences)
     batches = training_data.Batches(
-        sources, recipe, tokenizer, batch_size=batch_size, max_tokens=max_tokens, masks=masks, seed=seed
+        sources,
+        recipe,
+        tokenizer,
+        batch_size=batch_size,
+        max_tokens=max_tokens,
+        masks=masks,
+        sums=default_scores.token_sums(Path(teacher), sentences) if teacher else None,
+        seed=seed,
     )
     metrics = training.train(
         model,
@@ -88,6 +102,7 @@ def fine_tune(
         seed=seed,
         threads=threads,
         train_words=train_words,
+        dropout=dropout,
         saves=saves,
         watch=watch,
     )
@@ -96,6 +111,8 @@ def fine_tune(
         "max_tokens": max_tokens,
         "train_words": train_words,
         "masks": masks,
+        "teacher": teacher is not None,
+        "dropout": dropout,
     }
     metrics |= {"sources": {s.name: {"documents": len(s.documents), "share": s.share} for s in sources}}
     metrics |= {"places": places, "recipe": vars(recipe)}

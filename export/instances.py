@@ -53,7 +53,7 @@ def _stream(
         label = IS_NEXT if kind == "next" else NOT_NEXT
         if kind == "swapped":
             before, after = after, before
-        yield Pair(_vary(before, recipe, rng, -1), _vary(after, recipe, rng, 0), label, kind)
+        yield Pair(_vary(before, recipe, rng, -1), _vary(after, recipe, rng, 0), label, kind, (before, after))
 
 
 def _elsewhere(here, places, document, at, sizes, recipe, rng) -> tuple[str, tuple[Document, int]]:
@@ -89,12 +89,13 @@ def _vary(sentences: Sequence[str], recipe: Recipe, rng: random.Random, near: in
 @dataclass(frozen=True)
 class Pair:
     """Two texts; label 0 if b follows a, else 1; kind: next, other document, not adjacent, swapped (true
-    neighbours in the wrong order), other source."""
+    neighbours in the wrong order), other source; for drawn pairs, the whole sentences of a and of b."""
 
     a: str
     b: str
     label: int
     kind: str
+    sentences: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ __all__ = [
     "evaluate",
     "load",
     "new",
+    "precision",
     "rank_zero_first",
     "set_up",
     "train",
@@ -56,8 +57,6 @@ def train(
     The same arguments give the same model, bit for bit on a CPU, in one go or resumed. `batch_size` is of one
     device. Loss is the mean over the masked tokens of a batch plus the mean over its pairs.
     """
-    on_gpu = torch.cuda.is_available()
-    halves = on_gpu and torch.cuda.is_bf16_supported()
     # No window of the curve reaches over a checkpoint, so that a resumed run logs what one in one go does.
     log_steps = next(n for n in range(min(_LOG_STEPS, save_steps), 0, -1) if save_steps % n == 0)
     args = TrainingArguments(
@@ -69,10 +68,7 @@ def train(
         lr_scheduler_type="linear",
         warmup_steps=round(warm_up * steps),
         max_grad_norm=1.0,
-        bf16=halves,
-        fp16=on_gpu and not halves,
-        use_cpu=not on_gpu,
-        dataloader_pin_memory=on_gpu,
+        **precision(),
         train_sampling_strategy="sequential",
         remove_unused_columns=False,
         ddp_find_unused_parameters=False,
@@ -120,6 +116,18 @@ def evaluate(model: BertForPreTraining, instances: Instances, count: int) -> dic
     nsp = (sums[2:] / count).tolist()
     values = zip(("mlm_loss", "mlm_accuracy", "nsp_loss", "nsp_accuracy"), (*mlm, *nsp), strict=True)
     return {"instances": count, "masked_tokens": masked, **{name: round(v, 6) for name, v in values}}
+
+
+def precision() -> dict[str, bool]:
+    """The `TrainingArguments` that put a run on a GPU in mixed precision, or on the CPU in float32."""
+    on_gpu = torch.cuda.is_available()
+    halves = on_gpu and torch.cuda.is_bf16_supported()
+    return {
+        "bf16": halves,
+        "fp16": on_gpu and not halves,
+        "use_cpu": not on_gpu,
+        "dataloader_pin_memory": on_gpu,
+    }
 
 
 def set_up(seed: int, threads: int | None) -> None:

@@ -28,8 +28,8 @@ _BERT = Masking()
 
 def collate(items: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
     """A batch for `BertForPreTraining`, padded to its longest, S: input_ids (padding is 0, whatever that is:
-    the mask hides it), token_type_ids, attention_mask and, if the items have them, labels [B, S];
-    next_sentence_label [B]; all int64."""
+    the mask hides it), token_type_ids, attention_mask [B, S]; and, if the items have them, labels [B, S],
+    next_sentence_label [B], all int64, and similarity [B] float32."""
     longest = max(len(item["input_ids"]) for item in items)
 
     def padded(rows: list[NDArray[np.integer]], fill: int) -> torch.Tensor:
@@ -42,10 +42,12 @@ def collate(items: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         "input_ids": padded([item["input_ids"] for item in items], 0),
         "token_type_ids": padded([item["token_type_ids"] for item in items], 0),
         "attention_mask": padded([np.ones(len(item["input_ids"]), np.int8) for item in items], 0),
-        "next_sentence_label": torch.tensor([item["next_sentence_label"] for item in items]),
     }
     if "labels" in items[0]:
         batch["labels"] = padded([item["labels"] for item in items], IGNORED)
+    for name in ("next_sentence_label", "similarity"):
+        if name in items[0]:
+            batch[name] = torch.tensor([item[name] for item in items])
     return batch
 
 

@@ -5,7 +5,7 @@ What is trained on comes from `training_data`.
 
 from __future__ import annotations
 
-__all__ = ["load", "save", "set_seed", "train"]
+__all__ = ["device", "load", "save", "set_seed", "train"]
 
 import json
 import time
@@ -15,17 +15,21 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer
+from torch.nn.functional import mse_loss
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import BertConfig, PrinterCallback, TrainerCallback, TrainingArguments, set_seed
 
 from segue.errors import InputError
-from segue.export.pretraining import BertForPreTraining, LossTrainer
+from segue.export import pretraining
+from segue.export.pretraining import BertForPreTraining, LossTrainer, precision
 from segue.export.pretraining_data import collate
 from segue.export.tokenizer import read_tokenizer
 from segue.export.training_data import Batches
 
 _WARM_UP = 0.06  # of the run
 _ENDLESS = 10**9  # steps; the clock ends such a run
+_LOSSES = ("nsp_loss", "mlm_loss", "cosine_loss")
+_TEACHING = 4.0  # the weight of the squared error of a cosine
 
 
 def train(
@@ -40,6 +44,7 @@ def train(
     seed: int,
     threads: int | None,
     train_words: bool,
+    dropout: float,
     saves: int,
     watch: Callable[..., dict[str, float]] | None,
 ) -> dict[str, Any]:
@@ -48,9 +53,14 @@ def train(
         torch.set_num_threads(threads)
     model.bert.embeddings.word_embeddings.weight.requires_grad = train_words
     _narrow(model.bert.encoder.layer[-1])
-    optimizer = torch.optim.AdamW(_groups(model), lr=learning_rate)
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Dropout):  # none of attention's weights, whose fast kernels know none
+            module.p = 0.0 if name.endswith("attention.self.dropout") else dropout
+    cosine = torch.nn.Linear(model.config.hidden_size, 1)  # goes with the run
+    groups = [*_groups(model), {"params": cosine.parameters(), "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=learning_rate)
     progress = _by_clock(seconds) if seconds else lambda step: step / steps
-    journal = _Journal(batches, tokenizer, progress, out, saves, watch)
+    journal = _Journal(tokenizer, progress, out, saves, watch)
     trainer = _Trainer(
         model=model,
         args=TrainingArguments(
@@ -63,14 +73,16 @@ def train(
             report_to="none",
             disable_tqdm=True,
             remove_unused_columns=False,
-            use_cpu=not torch.cuda.is_available(),
             seed=seed,
+            dataloader_num_workers=int(torch.cuda.is_available()),  # else the GPU waits for words to be read
+            **precision(),
         ),
         train_dataset=batches,
         data_collator=collate,
         optimizers=(optimizer, LambdaLR(optimizer, lambda step: _schedule(progress(step)))),
         callbacks=[journal],
     )
+    trainer.cosine = cosine.to(trainer.args.device)
     trainer.remove_callback(PrinterCallback)  # the journal prints
     started = time.monotonic()
     trainer.train()
@@ -84,12 +96,13 @@ def train(
     }
 
 
-def load(init: Path, *, max_tokens: int) -> tuple[BertForPreTraining, Tokenizer]:
-    """The checkpoint with both heads, new where it has none, ready to train in float32, and its tokenizer.
+def device() -> torch.device:
+    """Where models are trained and judged: on a GPU if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
-    Dropout is off in the model and stays in its config: a run hardly sees a pair twice, and the random
-    numbers would cost a tenth of the time on a CPU.
-    """
+
+def load(init: Path, *, max_tokens: int) -> tuple[BertForPreTraining, Tokenizer]:
+    """The checkpoint with both heads, new where it has none, in float32 on `device()`, and its tokenizer."""
     file = init / "config.json"
     if not file.is_file():
         raise InputError(f"init: {str(init)!r} is no checkpoint folder, it has no config.json")
@@ -104,13 +117,10 @@ def load(init: Path, *, max_tokens: int) -> tuple[BertForPreTraining, Tokenizer]
         )
     if not 8 <= max_tokens <= config.max_position_embeddings:
         raise InputError(f"max_tokens: expected 8 to {config.max_position_embeddings}, got {max_tokens}")
-    rates = config.hidden_dropout_prob, config.attention_probs_dropout_prob
-    config.hidden_dropout_prob = config.attention_probs_dropout_prob = 0.0
-    model = BertForPreTraining.from_pretrained(init, config=config, dtype=torch.float32)
-    model.config.hidden_dropout_prob, model.config.attention_probs_dropout_prob = rates
+    model = pretraining.load(init)
     for parameter in model.parameters():  # else a view of the file, and gone if that is written meanwhile
         parameter.data = parameter.data.clone()
-    return model, tokenizer
+    return model.to(device()), tokenizer
 
 
 def save(model: BertForPreTraining, tokenizer: Tokenizer, out: Path) -> None:
@@ -153,11 +163,30 @@ def _narrow(layer: torch.nn.Module) -> None:
 
 
 class _Trainer(LossTrainer):
-    """Tells the last layer what is asked of a batch."""
+    """Tells the last layer what is asked of a batch, and adds the loss of its cosines where it has any."""
+
+    cosine: torch.nn.Linear
+    tokens: torch.Tensor | int = 0  # read so far
+    errors: torch.Tensor | int = 0  # of the cosines: their losses' sum and number, since the last log
 
     def compute_loss(self, model, inputs, *args, **options):
+        self.tokens += inputs["attention_mask"].sum()
         model.bert.encoder.layer[-1].narrow = "labels" not in inputs
-        return super().compute_loss(model, inputs, *args, **options)
+        cosines, pooled = inputs.pop("similarity", None), []
+        with model.bert.pooler.register_forward_hook(lambda module, arguments, output: pooled.append(output)):
+            loss = super().compute_loss(model, inputs, *args, **options)
+        if cosines is None:
+            return loss
+        error = mse_loss(self.cosine(pooled[0].float()).squeeze(-1), cosines)
+        self.errors += torch.stack([error.detach(), torch.ones_like(error)])
+        return loss + _TEACHING * error
+
+    def log(self, logs: dict[str, float], *args: Any) -> None:
+        logs = logs | {"tokens": int(self.tokens)}
+        if "loss" in logs and isinstance(self.errors, torch.Tensor):
+            total, count = self.errors.tolist()
+            logs, self.errors = logs | {"cosine_loss": total / count}, 0
+        super().log(logs, *args)
 
 
 def _groups(model: torch.nn.Module) -> list[dict[str, Any]]:
@@ -190,8 +219,8 @@ def _by_clock(seconds: float) -> Callable[[int], float]:
 class _Journal(TrainerCallback):
     """Prints the loss, keeps the curve, writes intermediate checkpoints, ends a run whose time is up."""
 
-    def __init__(self, batches, tokenizer, progress, out, saves, watch) -> None:
-        self.batches, self.tokenizer, self.progress, self.out = batches, tokenizer, progress, out
+    def __init__(self, tokenizer, progress, out, saves, watch) -> None:
+        self.tokenizer, self.progress, self.out = tokenizer, progress, out
         self.saves, self.saved, self.watch = saves, 0, watch
         self.curve: list[dict[str, float]] = []
 
@@ -201,10 +230,10 @@ class _Journal(TrainerCallback):
     def on_log(self, args, state, control, logs=None, **kwargs) -> None:
         if "loss" in logs:
             seconds = time.monotonic() - self.started
-            losses = {task: round(logs[task], 4) for task in ("nsp_loss", "mlm_loss") if task in logs}
+            losses = {task: round(logs[task], 4) for task in _LOSSES if task in logs}
             point = {"step": state.global_step, "seconds": round(seconds), **losses}
             self.curve.append(point)
-            rate, speed = float(logs["learning_rate"]), self.batches.tokens / seconds
+            rate, speed = float(logs["learning_rate"]), logs["tokens"] / seconds
             print(
                 *(f"{k} {v}" for k, v in point.items()), f"rate {rate:.2e} tokens/s {speed:.0f}", flush=True
             )

@@ -3,9 +3,9 @@ model."""
 
 from __future__ import annotations
 
-__all__ = ["Batches", "encode_pair"]
+__all__ = ["Batches", "encode_pairs"]
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -19,27 +19,33 @@ from segue.export.masking import Masking, Words, mask_tokens
 _GROUP = 32  # batches whose pairs are sorted by length together: little padding, random enough
 
 
-def encode_pair(tokenizer: Tokenizer, a: str, b: str, max_tokens: int) -> tuple[list[int], list[int]]:
-    """(token ids, segment ids) of `[CLS] a [SEP] b [SEP]`, at most max_tokens long.
+def encode_pairs(tokenizer: Tokenizer, pairs: Sequence[Pair], max_tokens: int) -> list[dict[str, list[int]]]:
+    """input_ids and token_type_ids of each pair's `[CLS] a [SEP] b [SEP]`, at most max_tokens long.
 
     What is too long loses tokens from the longer side, a at its front and b at its end: what is said where
     the two meet tells most about whether one follows the other.
     """
-    first, second = (side.ids for side in tokenizer.encode_batch([a, b], add_special_tokens=False))
-    over = max(len(first) + len(second) - (max_tokens - 3), 0)
-    longer = len(first) - len(second)
-    uneven = min(over, abs(longer))
-    from_first = (uneven if longer > 0 else 0) + (over - uneven) // 2
-    first, second = first[from_first:], second[: len(second) - (over - from_first)]
+    texts = [side for pair in pairs for side in (pair.a, pair.b)]
+    sides = [encoding.ids for encoding in tokenizer.encode_batch(texts, add_special_tokens=False)]
     cls, sep, _ = tokenizer.encode("", "").ids
-    return [cls, *first, sep, *second, sep], [0] * (len(first) + 2) + [1] * (len(second) + 1)
+    encoded = []
+    for first, second in zip(sides[::2], sides[1::2], strict=True):
+        over = max(len(first) + len(second) - (max_tokens - 3), 0)
+        longer = len(first) - len(second)
+        uneven = min(over, abs(longer))
+        from_first = (uneven if longer > 0 else 0) + (over - uneven) // 2
+        first, second = first[from_first:], second[: len(second) - (over - from_first)]
+        segments = [0] * (len(first) + 2) + [1] * (len(second) + 1)
+        encoded.append({"input_ids": [cls, *first, sep, *second, sep], "token_type_ids": segments})
+    return encoded
 
 
 class Batches(IterableDataset):
     """Encoded pairs without end, so ordered that each run of batch_size has pairs of about one length.
 
     An item is what `pretraining_data.Instances` gives: input_ids, token_type_ids, next_sentence_label; and,
-    in the share `masks` of the runs, whole runs each, labels of the words that are hidden.
+    in the share `masks` of the runs, whole runs each, labels of the words that are hidden. With `sums`, a
+    vector of every sentence, also similarity: the cosine of the sums over each side's whole sentences.
     """
 
     def __init__(
@@ -51,28 +57,35 @@ class Batches(IterableDataset):
         batch_size: int,
         max_tokens: int,
         masks: float = 0.0,
+        sums: Mapping[str, np.ndarray] | None = None,
         seed: int,
     ) -> None:
         self.sources, self.recipe, self.tokenizer = sources, recipe, tokenizer
         self.batch_size, self.max_tokens, self.masks, self.seed = batch_size, max_tokens, masks, seed
-        self.words = Words(tokenizer) if masks else None
-        self.tokens = 0  # handed out so far
+        self.words, self.sums = Words(tokenizer) if masks else None, sums
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         size, pairs = self.batch_size, draw_pairs(self.sources, self.recipe, seed=self.seed)
         draw = np.random.default_rng(self.seed)
         while True:
-            examples = [self._encode(pair) for pair in islice(pairs, size * _GROUP)]
+            examples = self._encode(list(islice(pairs, size * _GROUP)))
             examples.sort(key=lambda example: len(example["input_ids"]))
             for i in draw.permutation(_GROUP).tolist():
                 masked = self.words is not None and draw.random() < self.masks
                 for example in examples[i * size : (i + 1) * size]:
-                    self.tokens += len(example["input_ids"])
                     yield self._mask(example, draw) if masked else example
 
-    def _encode(self, pair: Pair) -> dict[str, Any]:
-        ids, segments = encode_pair(self.tokenizer, pair.a, pair.b, self.max_tokens)
-        return {"input_ids": ids, "token_type_ids": segments, "next_sentence_label": pair.label}
+    def _encode(self, pairs: Sequence[Pair]) -> list[dict[str, Any]]:
+        items: list[dict[str, Any]] = [*encode_pairs(self.tokenizer, pairs, self.max_tokens)]
+        for item, pair in zip(items, pairs, strict=True):
+            item["next_sentence_label"] = pair.label
+            if self.sums is not None:
+                item["similarity"] = self._similarity(pair)
+        return items
+
+    def _similarity(self, pair: Pair) -> np.float32:
+        a, b = (np.sum([self.sums[sentence] for sentence in side], axis=0) for side in pair.sentences)
+        return a @ b / np.linalg.norm(a) / np.linalg.norm(b)
 
     def _mask(self, example: dict[str, Any], draw: np.random.Generator) -> dict[str, Any]:
         seen, labels = mask_tokens(np.array(example["input_ids"]), self.words, Masking(), draw)

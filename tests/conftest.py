@@ -17,8 +17,15 @@ from typing import Any
 import pytest
 
 # Kernels run interpreted in this process, which triton settles when it is imported; a subprocess that is to
-# compile them gets this as 0.
-os.environ["TRITON_INTERPRET"] = "1"
+# compile them gets this as 0. With SEGUE_TESTS_ON_GPU=1 the tests of kernels, and they alone, run compiled:
+# the tensors that they make are on the GPU then.
+if os.environ.get("SEGUE_TESTS_ON_GPU") == "1":
+    import torch
+
+    torch.set_default_device("cuda")
+    os.environ["TRITON_INTERPRET"] = "0"
+else:
+    os.environ["TRITON_INTERPRET"] = "1"
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 EXPORT_OPTIONS = ("precision", "layout", "flat", "head", "positive")

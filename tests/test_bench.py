@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pytest
 
-from segue.bench import Clock, Pair, grid, median, offline, percentile, queries, stream
-from segue.bench_server import TRIALS, arrivals, highest_rate, server, trial
+from segue.benchmark.scenarios import Clock, Pair, grid, median, offline, percentile, queries, stream
+from segue.benchmark.server import TRIALS, arrivals, highest_rate, server, trial
 
 PAIRS = [(f"a{number}", f"b{number}") for number in range(10)]
 

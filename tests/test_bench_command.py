@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 from segue import Engine
-from segue.bench_command import _shown
-from segue.bench_options import SCENARIOS
-from segue.bench_process import cold_start, peak_memory
-from segue.bench_split import STEPS, split
+from segue.benchmark.command import _shown
+from segue.benchmark.options import SCENARIOS
+from segue.benchmark.process import cold_start, peak_memory
+from segue.benchmark.split import STEPS, split
 from segue.bundle import read_bundle
 from segue.cli import main
 from segue.engine import DEFAULT_MODEL
@@ -214,7 +214,7 @@ def test_what_is_refused_leaves_nothing_behind(
 
 
 def test_without_matplotlib_a_picture_names_the_extra(bench: Bench, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.delitem(sys.modules, "segue.bench_plot", raising=False)
+    monkeypatch.delitem(sys.modules, "segue.benchmark.plot", raising=False)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.delitem(sys.modules, "matplotlib.figure", raising=False)
     code, out, err = bench(*ONE, "--plot", "p.png")
@@ -225,14 +225,14 @@ def test_without_matplotlib_a_picture_names_the_extra(bench: Bench, monkeypatch:
 
 def test_the_steps_are_those_of_predict(engine: Engine, monkeypatch: pytest.MonkeyPatch):
     """Each step runs once a call on what the one before gave, and the scores come out to the bit."""
-    from segue import bench_split
+    import segue.benchmark.split as module
 
     pairs = [("the cat slept", "it likes sleeping"), ("a", "b " * 90), ("the cat slept", "it likes sleeping")]
     given: list[Any] = []
-    scores = bench_split.scores
-    monkeypatch.setattr(bench_split, "scores", lambda *all: given.append(scores(*all)) or given[-1])
+    scores = module.scores
+    monkeypatch.setattr(module, "scores", lambda *all: given.append(scores(*all)) or given[-1])
     moments = iter(np.cumsum(range(100)).tolist())
-    clock = bench_split.Clock(lambda: next(moments), lambda _: None)
+    clock = module.Clock(lambda: next(moments), lambda _: None)
     found = split(engine, pairs, seconds=1, clock=clock)
     assert np.array_equal(given[0], engine.predict(pairs))
     # the clock is read at the start, then five times, each reading one second longer after the last

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from segue.bench import Clock, grid, offline, stream
-from segue.bench_compare import compared, read_record, refuse_another
-from segue.bench_options import SCENARIOS
-from segue.bench_plot import draw
-from segue.bench_report import markdown, to_json
-from segue.bench_server import server
+from segue.benchmark.compare import compared, read_record, refuse_another
+from segue.benchmark.options import SCENARIOS
+from segue.benchmark.plot import draw
+from segue.benchmark.report import markdown, to_json
+from segue.benchmark.scenarios import Clock, grid, offline, stream
+from segue.benchmark.server import server
 from segue.errors import InputError
 
 PAIRS = [(f"a{number}", f"b{number}") for number in range(16)]

@@ -10,7 +10,7 @@ import pytest
 from tokenizers import BertWordPieceTokenizer, Tokenizer, models, pre_tokenizers
 from tokenizers.processors import BertProcessing
 
-from segue.bench_workload import (
+from segue.benchmark.workload import (
     SHORTEST,
     drawn_lengths,
     read_pairs,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from argparse import Namespace
 
 import pytest
 
@@ -17,6 +18,7 @@ from segue.export.default_model import (
     RECIPE,
     SEEDS,
     STAGES,
+    _length,
     split,
     training_sources,
 )
@@ -182,3 +184,11 @@ def test_training_sources_and_recipe(corpora):
     assert [stage.max_tokens for stage in STAGES] == [64, 192, 192]
     assert STAGES[-1].masks > 0, "the last stage teaches both tasks"
     assert [len(seed) for seed in SEEDS] == [3, 3]
+
+
+def test_minutes_are_shared_among_the_stages_as_steps_are():
+    lengths = [_length(stage, Namespace(minutes=10.0, times=1.0)) for stage in STAGES]
+    assert sum(length["minutes"] for length in lengths) == pytest.approx(10)
+    assert lengths[0]["minutes"] / lengths[1]["minutes"] == pytest.approx(STAGES[0].steps / STAGES[1].steps)
+    assert _length(STAGES[0], Namespace(minutes=None, times=0.5)) == {"steps": STAGES[0].steps // 2}
+    assert _length(STAGES[0], Namespace(minutes=None, times=1e-9)) == {"steps": 1}

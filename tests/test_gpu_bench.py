@@ -35,6 +35,7 @@ MODULES = (
     "report",
     "path",
     "timing",
+    "tests",
 )
 
 
@@ -86,7 +87,9 @@ def test_the_smoke_run_takes_every_section_without_the_exporter(
     assert done.returncode == 0, done.stderr
     (written,) = out.glob("smoke-*.json")
     record = json.loads(written.read_text())
-    every = bench.main.sections(None, argparse.Namespace(autotune=False, sanitize=False, only=None))
+    every = bench.main.sections(
+        None, argparse.Namespace(autotune=False, sanitize=False, tests=False, only=None)
+    )
     assert list(record["sections"]) == [section.name for section in every]
     assert {entry["status"] for entry in record["sections"].values()} == {"done"}, done.stdout
     found = {name: entry["found"] for name, entry in record["sections"].items()}
@@ -276,13 +279,28 @@ def test_every_section_leaves_a_word_in_the_record_whatever_becomes_of_it(
 
 
 def test_only_takes_along_what_a_section_relies_on(bench: Any) -> None:
-    options = {"autotune": False, "sanitize": False}
+    options = {"autotune": False, "sanitize": False, "tests": False}
     chosen = bench.main.sections(None, argparse.Namespace(only=["peers", "kernels"], **options))
     assert [section.name for section in chosen] == [
         "machine", "parity of kernels", "parity of models", "kernels", "peers",
     ]  # fmt: skip
     with pytest.raises(SystemExit, match="no section thruput; there are machine, "):
         bench.main.sections(None, argparse.Namespace(only=["thruput"], **options))
+
+
+def test_the_tests_of_kernels_are_run_and_counted(
+    bench: Any, run: Any, work: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: dict[str, Any] = {}
+    bench.tests.run_tests(run, work, found)
+    assert found["pytest"]["ok"] is True
+    assert found["pytest"]["passed"] > 20
+    assert "failed" not in found["pytest"]
+    monkeypatch.setattr(bench.tests, "ROOT", tmp_path)
+    bench.tests.run_tests(run, work, found)
+    assert found["pytest"]["ok"] is False, "no tests there"
+    run.record["sections"]["tests"] = {"status": "done", "seconds": 1.0, "found": found}
+    assert "\n## Tests\n" in bench.report.markdown(run.record)
 
 
 # What is prepared

@@ -82,7 +82,9 @@ def test_each_room_imports_what_it_may(path):
 
 
 @pytest.mark.parametrize(
-    "path", [p for p in _files() if p.parts[-2] in ("engine", "executors")], ids=lambda path: path.name
+    "path",
+    [p for p in _files() if p.parts[-2] in ("engine", "executors", "benchmark")],
+    ids=lambda path: path.name,
 )
 def test_the_engine_imports_heavy_packages_only_when_asked(path):
     eager = {module for module, at_import in _imports(path) if at_import}

@@ -10,11 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from interpreted import fixed_order, traffic
-from kernel_tools import DTYPES, Fence, assert_op_as_exact, launches, stated_cost
+from kernel_tools import DTYPES, HERE, TARGETS, Fence, assert_op_as_exact, launches, stated_cost
 from torch import Tensor
 
 from segue.kernels import linear, linear_gelu
-from segue.kernels.launching import TARGETS
 
 MODULE = importlib.import_module("segue.kernels._linear")
 OPS = {"linear": linear, "linear, residual": linear, "linear_gelu": linear_gelu}
@@ -49,7 +48,7 @@ def test_it_touches_what_it_says(op: str, rows: int, depth: int, columns: int) -
         OPS[op](*fenced, out=out)
     extra = {"residual": int(op == "linear, residual"), "gelu": int(op == "linear_gelu")}
     cost = MODULE.cost(R=rows, K=depth, N=columns, s=2, **extra)
-    assert meter.read + meter.written == cost.bytes
+    assert meter.total == cost.bytes
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -77,7 +76,7 @@ def test_every_tile_of_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
                     taken.add(tile)
                     options = _measure("linear", rows, 24, 40, dtype)
                     assert [options[name] for name in ("ROWS", "COLUMNS", "DEPTH")] == list(tile[:3])
-    assert taken == {line[-1] for line in MODULE._TABLE}
+    assert taken == {line[-1] for line in MODULE._TABLE if line[0] in TARGETS}
 
 
 def test_the_table_sums_every_row_alike() -> None:
@@ -144,7 +143,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "strides": ({"x": torch.zeros(8, 4).T}, "x: expected a contiguous last axis"),
     "weight's depth": ({"weight": torch.zeros(6, 7)}, r"weight: expected shape \[any, 8\]"),
     "weight's dtype": ({"weight": torch.zeros(6, 8).half()}, "weight: expected float32"),
-    "weight's device": ({"weight": torch.zeros(6, 8, device="meta")}, "weight: expected it on cpu"),
+    "weight's device": ({"weight": torch.zeros(6, 8, device="meta")}, f"weight: expected it on {HERE}"),
     "weight's strides": ({"weight": torch.zeros(8, 6).T}, "weight: expected a contiguous last axis"),
     "bias": ({"bias": torch.zeros(5)}, r"bias: expected shape \[6\]"),
     "residual": ({"residual": torch.zeros(4, 5)}, r"residual: expected shape \[4, 6\]"),

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from segue.bench import REAL, Clock, Pair, Score, figure, latency_record, queries
+from segue.benchmark.scenarios import REAL, Clock, Pair, Score, figure, latency_record, queries
 
 __all__ = ["TRIALS", "arrivals", "highest_rate", "server", "trial"]
 

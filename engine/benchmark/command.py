@@ -13,14 +13,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from segue.bench import MULTI_STREAM, Pair, grid, offline, stream
-from segue.bench_compare import FORMAT, compared, read_record, refuse_another
-from segue.bench_options import LENGTHS, Options
-from segue.bench_process import cold_start, peak_memory
-from segue.bench_report import markdown, to_json
-from segue.bench_server import server
-from segue.bench_split import split
-from segue.bench_workload import (
+from segue.benchmark.compare import FORMAT, compared, read_record, refuse_another
+from segue.benchmark.options import LENGTHS, Options
+from segue.benchmark.process import cold_start, peak_memory
+from segue.benchmark.report import markdown, to_json
+from segue.benchmark.scenarios import MULTI_STREAM, Pair, grid, offline, stream
+from segue.benchmark.server import server
+from segue.benchmark.split import split
+from segue.benchmark.workload import (
     SHORTEST,
     Workload,
     drawn_lengths,
@@ -61,7 +61,7 @@ def run(arguments: Namespace) -> int:
     with ExitStack() as outputs:
         out = None if arguments.out is None else outputs.enter_context(destination(arguments.out))
         if options.plot is not None:
-            from segue.bench_plot import draw  # matplotlib, which few have
+            from segue.benchmark.plot import draw  # matplotlib, which few have
 
             picture = outputs.enter_context(destination(options.plot))
         record = _measured(arguments, options, given, old)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from segue.bench import REAL, Clock, Pair
+from segue.benchmark.scenarios import REAL, Clock, Pair
 from segue.engine import Engine
 from segue.executors import execute
 from segue.head import scores

@@ -7,9 +7,9 @@ from typing import Any, BinaryIO
 
 from matplotlib.figure import Figure  # not pyplot, which would look for a display
 
-from segue.bench import median, percentile
-from segue.bench_report import number
-from segue.bench_split import STEPS
+from segue.benchmark.report import number
+from segue.benchmark.scenarios import median, percentile
+from segue.benchmark.split import STEPS
 
 __all__ = ["draw"]
 

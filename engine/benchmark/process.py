@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from segue.bench import Pair, figure, median
+from segue.benchmark.scenarios import Pair, figure, median
 from segue.errors import SegueError
 
 __all__ = ["REPEATS", "cold_start", "peak_memory"]
@@ -56,9 +56,9 @@ def peak_memory(load: Mapping[str, Any], pairs: Sequence[Pair]) -> dict[str, Any
 
 
 def _child(load: Mapping[str, Any], pairs: Sequence[Pair]) -> dict[str, Any]:
-    """Run `segue.bench_child`; -P keeps the folder it is started in from hiding a package."""
+    """Run `segue.benchmark.child`; -P keeps the folder it is started in from hiding a package."""
     done = subprocess.run(
-        [sys.executable, "-P", "-m", "segue.bench_child"],
+        [sys.executable, "-P", "-m", "segue.benchmark.child"],
         input=json.dumps({"load": dict(load), "pairs": pairs}),
         capture_output=True,
         text=True,

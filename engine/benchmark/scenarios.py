@@ -6,7 +6,7 @@
     Grid           not MLPerf's: queries of so many pairs of so many tokens
 
 Each takes something that scores a list of pairs, and a clock, so that neither an engine nor real time is
-needed to say what it means. The fourth, Server, is in `bench_server`. All times are seconds; every one that
+needed to say what it means. The fourth, Server, is in `server`. All times are seconds; every one that
 was measured is in the record returned, which is ready for JSON.
 """
 

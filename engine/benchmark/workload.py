@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from segue.bench import Pair
+from segue.benchmark.scenarios import Pair
 from segue.errors import InputError, SegueError
 from segue.files import source
 from segue.tables import Row, format_of, read_table

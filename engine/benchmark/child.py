@@ -1,4 +1,4 @@
-"""A fresh process that loads a model and scores: started by `bench_process` with -m, imported by nothing.
+"""A fresh process that loads a model and scores: started by `process` with -m, imported by nothing.
 
 Reads {"load": arguments of Engine.load, "pairs": [[a, b], ...]} from stdin, and writes to stdout how long the
 import, the load and the first score took, and what memory it came to. Whatever it needs besides the engine is

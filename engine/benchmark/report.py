@@ -7,8 +7,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from segue.bench import ENOUGH, MULTI_STREAM, median
-from segue.bench_split import STEPS
+from segue.benchmark.scenarios import ENOUGH, MULTI_STREAM, median
+from segue.benchmark.split import STEPS
 
 __all__ = ["markdown", "number", "to_json"]
 

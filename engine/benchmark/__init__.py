@@ -1,0 +1,1 @@
+"""`segue bench`: MLPerf's scenarios over any engine, their record, its table and plot. `command` runs it."""
