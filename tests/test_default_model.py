@@ -181,7 +181,7 @@ def test_training_sources_and_recipe(corpora):
         "Mansfield Park": 0.25,
     }
     assert RECIPE.positives == 0.5
-    assert [stage.max_tokens for stage in STAGES] == [64, 192, 192]
+    assert [stage.max_tokens for stage in STAGES] == [64, 192, 192, 160]
     assert STAGES[-1].masks > 0, "the last stage teaches both tasks"
     assert [len(seed) for seed in SEEDS] == [3, 3]
 
