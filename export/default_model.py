@@ -71,8 +71,8 @@ class Stage:
 
 STAGES = (
     # Short pairs first, of which a minute holds many; then the lengths that are asked for; then both tasks,
-    # and kinds of negatives that topic does not give away; then longer sides, as BERT packs them, with what the
-    # encoder knew of topics as a second target.
+    # and kinds of negatives that topic does not give away; then longer sides, as BERT packs them, and what
+    # the encoder knew of topics as another target.
     Stage(1612, 2e-4, 64, replace(RECIPE, sides=(0.7, 0.2, 0.1)), 0.6, 0.0, 0),
     Stage(504, 1.2e-4, 192, replace(RECIPE, sides=(1, 1, 1)), 0.6, 0.0, 3),
     Stage(1478, 1.2e-4, 192, replace(RECIPE, sides=(1, 1, 1), same_document=0.15, swapped=0.1), 0.5, 0.33, 4),
