@@ -26,6 +26,7 @@ from segue.export.masking import IGNORED
 from segue.export.pretraining_data import collate
 
 WORDS = [f"w{i:02d}" for i in range(24)]
+TOY = {"recipe": Recipe(sides=(1,)), "learning_rate": 2e-3, "batch_size": 32, "max_tokens": 16, "threads": 1}
 
 
 def write_init(folder, words=WORDS):
@@ -67,17 +68,7 @@ def sources():
 
 
 def test_the_loop_learns_and_what_it_writes_loads(init, sources, tmp_path):
-    metrics = fine_tune(
-        sources,
-        init=init,
-        out=tmp_path,
-        recipe=Recipe(sides=(1,)),
-        steps=300,
-        learning_rate=2e-3,
-        batch_size=32,
-        max_tokens=16,
-        threads=1,
-    )
+    metrics = fine_tune(sources, init=init, out=tmp_path, steps=300, **TOY)
     assert metrics["steps"] == 300
     assert metrics["pairs"] == 300 * 32
     assert metrics["curve"][-1]["nsp_loss"] < 0.1 < metrics["curve"][0]["nsp_loss"]
@@ -103,16 +94,7 @@ def test_the_loop_learns_and_what_it_writes_loads(init, sources, tmp_path):
 
 def test_masked_words_are_learnt_beside(init, sources, tmp_path):
     metrics = fine_tune(
-        sources,
-        init=init,
-        out=tmp_path,
-        recipe=Recipe(sides=(1,)),
-        steps=160,
-        learning_rate=5e-3,
-        batch_size=32,
-        max_tokens=16,
-        masks=0.5,
-        threads=1,
+        sources, init=init, out=tmp_path, steps=160, masks=0.5, **{**TOY, "learning_rate": 5e-3}
     )
     first, last = metrics["curve"][0], metrics["curve"][-1]
     assert last["mlm_loss"] < 0.8 * first["mlm_loss"], "the words that are left tell the hidden one"
@@ -174,18 +156,7 @@ def teacher(init, monkeypatch):
 
 
 def test_an_encoder_teaches_its_cosines(init, sources, teacher, tmp_path):
-    metrics = fine_tune(
-        sources,
-        init=init,
-        out=tmp_path,
-        recipe=Recipe(sides=(1,)),
-        steps=300,
-        learning_rate=2e-3,
-        batch_size=32,
-        max_tokens=16,
-        teacher=teacher,
-        threads=1,
-    )
+    metrics = fine_tune(sources, init=init, out=tmp_path, steps=300, teacher=teacher, **TOY)
     last = metrics["curve"][-1]
     assert last["cosine_loss"] < 0.1, "their variance is 0.25"
     assert last["nsp_loss"] < 0.4
@@ -227,19 +198,7 @@ def test_dropout_is_of_the_run_alone(init, sources, tmp_path):
 def test_mixed_precision_learns_too(init, sources, teacher, tmp_path, monkeypatch):
     """As on a GPU, whose precision a CPU has as well, slowly."""
     monkeypatch.setattr(training, "precision", lambda: {"bf16": True, "use_cpu": True})
-    metrics = fine_tune(
-        sources,
-        init=init,
-        out=tmp_path,
-        recipe=Recipe(sides=(1,)),
-        steps=300,
-        learning_rate=2e-3,
-        batch_size=32,
-        max_tokens=16,
-        masks=0.1,
-        teacher=teacher,
-        threads=1,
-    )
+    metrics = fine_tune(sources, init=init, out=tmp_path, steps=300, masks=0.1, teacher=teacher, **TOY)
     assert metrics["curve"][-1]["nsp_loss"] < 0.5
     assert metrics["curve"][-1]["cosine_loss"] < 0.15
     kept = transformers.BertModel.from_pretrained(tmp_path, dtype="auto")
