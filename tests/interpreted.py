@@ -68,7 +68,11 @@ class Traffic:
         self._loads: list[np.ndarray] = []  # the current program's
         self._read: list[np.ndarray] = []
         self._written: list[np.ndarray] = []
-        self.read = self.written = self.read_again = self.total = 0
+        self.read = self.written = self.read_again = 0
+
+    @property
+    def total(self) -> int:
+        return self.read + self.written
 
     def touch(
         self, verbs: tuple[str, ...], program: object, pointers: TensorHandle, mask: TensorHandle | None
@@ -86,7 +90,6 @@ class Traffic:
     def finish(self) -> None:
         self._end_program()
         self.read, self.written = (len(_distinct(parts)) for parts in (self._read, self._written))
-        self.total = self.read + self.written
 
     def _end_program(self) -> None:
         distinct = _distinct(self._loads)
