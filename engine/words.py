@@ -72,7 +72,8 @@ class Words:
                 words = chain.from_iterable(str.split(text, " ", splits) for text in some)
                 new = {word for word in words if word not in known}
                 known.update((word, older[word]) for word in new if word in older)
-                self._learn([word for word in new if word not in older], known, _RUN if splits else 1)
+                # Not `older` again: it may have grown since, as another thread's `known`.
+                self._learn([word for word in new if word not in known], known, _RUN if splits else 1)
                 self._room -= sum(map(len, new)) + 16 * len(new)
                 rows += _spelt(some, splits, known)
                 if self._room < 0:

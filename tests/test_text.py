@@ -289,6 +289,21 @@ def test_threads_share_what_is_remembered(fresh, make_checkpoint):
         sys.setswitchinterval(interval)
 
 
+def test_a_word_another_thread_learns_meanwhile_is_not_lost(fresh):
+    """What was known when room ran out may still grow: a thread that began before adds to it."""
+
+    class Growing(dict[str, bytes]):
+        def __contains__(self, word: object) -> bool:
+            there = super().__contains__(word)
+            self[str(word)] = known[str(word)]
+            return there
+
+    expected = fresh.encode([("the man", "went")]).ids.tolist()
+    known = dict(fresh._words._known)
+    fresh._words._known, fresh._words._older = {}, Growing()
+    assert fresh.encode([("the man", "went")]).ids.tolist() == expected
+
+
 def test_a_bad_sentence_leaves_nothing_behind(fresh):
     expected = fresh.encode([("the man", "went")]).ids.tolist()
     for _ in range(2):
