@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from segue.export.corpus import Document
-from segue.export.default_scores import calibrate, cosines, next_probabilities
+from segue.export.default_scores import calibrate, cosines, linear_probe, next_probabilities
 from segue.export.evaluation import KINDS, PairSet, drawn_set, measured, packed_set
 from segue.export.instances import Recipe, Source, draw_pairs
 from segue.export.measures import accuracy, auc, best_threshold
@@ -25,17 +25,29 @@ from segue.export.training import load, save
 
 
 def measure(
-    folder: Path, tune: Sequence[Source], held_out: dict[str, list[Document]], *, pairs: int
+    folder: Path,
+    encoder: Path,
+    train: Sequence[Source],
+    tune: Sequence[Source],
+    held_out: dict[str, list[Document]],
+    *,
+    pairs: int,
 ) -> dict[str, Any]:
     """Calibrate the checkpoint in `folder` on the documents to tune on, then measure it on those held out;
-    each with one to three sentences a side, and in BERT's own packing of all documents to 128 tokens."""
+    each with one to three sentences a side, and in BERT's own packing of all documents to 128 tokens.
+
+    On the documents of its training it relies on what it remembers of them, and too little on how alike the
+    sides are: so the calibration weighs that anew, by what the model says of the encoder's cosines.
+    """
     model, tokenizer = load(folder, max_tokens=512)
+    learnt = list(islice(draw_pairs(train, Recipe(), seed=2), 2 * pairs))
+    alike = linear_probe(model, tokenizer, learnt, cosines(encoder, learnt))
     known = list(islice(draw_pairs(tune, Recipe(), seed=1), pairs))
     with TemporaryDirectory() as work:
         everything = [document for source in tune for document in source.documents]
         store = write_tokens(everything, tokenizer, Path(work))
         known += packed_set(store, tokenizer, pairs=pairs, max_tokens=128).pairs
-    temperature, bias = calibrate(model, tokenizer, known)
+    calibration = calibrate(model, tokenizer, known, alike)
     save(model, tokenizer, folder)
     with TemporaryDirectory() as work:
         everything = [document for documents in held_out.values() for document in documents]
@@ -49,8 +61,7 @@ def measure(
         words = evaluate(model, Instances(store, tokenizer, max_tokens=128), pairs)
     found = {name: _measured(next_probabilities(model, tokenizer, s.pairs), s) for name, s in sets.items()}
     return {
-        "temperature": temperature,
-        "bias": bias,
+        **calibration,
         "measured": found,
         "masked_words": {name: words[name] for name in ("masked_tokens", "mlm_accuracy", "mlm_loss")},
     }

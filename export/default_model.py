@@ -55,8 +55,8 @@ _AVERAGED = 3  # checkpoints, the last of a stage
 class Stage:
     """A part of the training: steps of 32 pairs, peak learning rate, longest pair in tokens, how pairs are
     drawn, the share of articles among them, the share of batches with masked words, and how many checkpoints
-    are written on the way, the last three of all being averaged where there are any; whether the encoder's
-    cosines are taught beside, and dropout."""
+    are written on the way, the last three of all being averaged where there are any; the weight of the
+    encoder's cosines where they are taught beside; the share of pairs cut as in packing; and dropout."""
 
     steps: int
     learning_rate: float
@@ -65,7 +65,8 @@ class Stage:
     articles: float
     masks: float
     saves: int
-    cosines: bool = False
+    cosines: float = 0.0
+    packed: float = 0.0
     dropout: float = 0.0
 
 
@@ -84,7 +85,7 @@ STAGES = (
         articles=0.5,
         masks=0.15,
         saves=4,
-        cosines=True,
+        cosines=4.0,
         dropout=0.1,
     ),
 )
@@ -116,6 +117,8 @@ def main(argv: list[str] | None = None) -> None:
                 train_words=False,
                 masks=stage.masks,
                 teacher=encoder if stage.cosines else None,
+                cosine_weight=stage.cosines,
+                packed=stage.packed,
                 dropout=stage.dropout,
                 saves=stage.saves,
                 watch=lambda model, tokenizer: seed_scores(model, tokenizer, SEEDS),
@@ -123,7 +126,13 @@ def main(argv: list[str] | None = None) -> None:
             average([*_checkpoints(out)[-_AVERAGED + 1 :], out], out)
             init = out
     found = {
-        **measure(arguments.out, training_sources(tune), held_out, pairs=arguments.pairs),
+        **measure(
+            arguments.out,
+            encoder,
+            *map(training_sources, (train, tune)),
+            held_out,
+            pairs=arguments.pairs,
+        ),
         "seed_pairs": seed_scores(*load(arguments.out, max_tokens=512), SEEDS),
         "cosine": measure_cosine(encoder, train, held_out, pairs=arguments.pairs),
         "learning_curve": learning_curve(

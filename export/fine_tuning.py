@@ -36,7 +36,9 @@ def fine_tune(
     threads: int | None = None,
     train_words: bool = True,
     masks: float = 0.0,
+    packed: float = 0.0,
     teacher: str | Path | None = None,
+    cosine_weight: float = 4.0,
     dropout: float = 0.0,
     saves: int = 0,
     watch: Callable[..., dict[str, float]] | None = None,
@@ -47,7 +49,9 @@ def fine_tune(
     rate follows the clock: the run ends in time, its decay complete, and draws the same pairs each time, but
     how many of them depends on the machine. `train_words=False` leaves the word embeddings as they are, which
     saves their dense gradient and keeps words that a small corpus lacks where they were. With `teacher`, an
-    encoder's checkpoint folder, the model also learns to tell the cosine of the two sides' token sums there.
+    encoder's checkpoint folder, the model also learns to tell the cosine of the two sides' token sums there,
+    whose squared error is added to the loss times `cosine_weight`. `packed` is the share of the pairs that
+    are cut as BERT's packing cuts, `masks` that of the batches with masked words.
     `dropout` is of hidden states. On the way `out/checkpoint-STEP` is written `saves` times, and what
     `watch(model, tokenizer)` returns is printed.
 
@@ -62,8 +66,11 @@ def fine_tune(
     for name, value in {**given, **positive}.items():
         if value is not None and not value > 0:
             raise InputError(f"{name}: expected more than 0, got {value}")
-    if not 0 <= masks <= 1:
-        raise InputError(f"masks: expected a share of the batches, 0 to 1, got {masks}")
+    for name, share, of in ("masks", masks, "batches"), ("packed", packed, "pairs"):
+        if not 0 <= share <= 1:
+            raise InputError(f"{name}: expected a share of the {of}, 0 to 1, got {share}")
+    if not cosine_weight >= 0:
+        raise InputError(f"cosine_weight: expected 0 or more, got {cosine_weight}")
     if not 0 <= dropout < 1:
         raise InputError(f"dropout: expected a share of the values, 0 to below 1, got {dropout}")
     draw_pairs(sources, recipe)  # refuses a corpus in which no negative can be drawn
@@ -88,6 +95,7 @@ def fine_tune(
         batch_size=batch_size,
         max_tokens=max_tokens,
         masks=masks,
+        packed=packed,
         sums=default_scores.token_sums(Path(teacher), sentences) if teacher else None,
         seed=seed,
     )
@@ -102,6 +110,7 @@ def fine_tune(
         seed=seed,
         threads=threads,
         train_words=train_words,
+        cosine_weight=cosine_weight,
         dropout=dropout,
         saves=saves,
         watch=watch,
@@ -111,7 +120,9 @@ def fine_tune(
         "max_tokens": max_tokens,
         "train_words": train_words,
         "masks": masks,
+        "packed": packed,
         "teacher": teacher is not None,
+        "cosine_weight": cosine_weight,
         "dropout": dropout,
     }
     metrics |= {"sources": {s.name: {"documents": len(s.documents), "share": s.share} for s in sources}}

@@ -29,7 +29,6 @@ from segue.export.training_data import Batches
 _WARM_UP = 0.06  # of the run
 _ENDLESS = 10**9  # steps; the clock ends such a run
 _LOSSES = ("nsp_loss", "mlm_loss", "cosine_loss")
-_TEACHING = 4.0  # the weight of the squared error of a cosine
 
 
 def train(
@@ -44,6 +43,7 @@ def train(
     seed: int,
     threads: int | None,
     train_words: bool,
+    cosine_weight: float,
     dropout: float,
     saves: int,
     watch: Callable[..., dict[str, float]] | None,
@@ -82,7 +82,7 @@ def train(
         optimizers=(optimizer, LambdaLR(optimizer, lambda step: _schedule(progress(step)))),
         callbacks=[journal],
     )
-    trainer.cosine = cosine.to(trainer.args.device)
+    trainer.cosine, trainer.cosine_weight = cosine.to(trainer.args.device), cosine_weight
     trainer.remove_callback(PrinterCallback)  # the journal prints
     started = time.monotonic()
     trainer.train()
@@ -166,6 +166,7 @@ class _Trainer(LossTrainer):
     """Tells the last layer what is asked of a batch, and adds the loss of its cosines where it has any."""
 
     cosine: torch.nn.Linear
+    cosine_weight: float
     tokens: torch.Tensor | int = 0  # read so far
     errors: torch.Tensor | int = 0  # of the cosines: their losses' sum and number, since the last log
 
@@ -179,7 +180,7 @@ class _Trainer(LossTrainer):
             return loss
         error = mse_loss(self.cosine(pooled[0].float()).squeeze(-1), cosines)
         self.errors += torch.stack([error.detach(), torch.ones_like(error)])
-        return loss + _TEACHING * error
+        return loss + self.cosine_weight * error
 
     def log(self, logs: dict[str, float], *args: Any) -> None:
         logs = logs | {"tokens": int(self.tokens)}

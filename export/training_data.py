@@ -17,27 +17,54 @@ from segue.export.instances import Pair, Recipe, Source, draw_pairs
 from segue.export.masking import Masking, Words, mask_tokens
 
 _GROUP = 32  # batches whose pairs are sorted by length together: little padding, random enough
+_SHORT = 0.1  # of the pairs cut as BERT's packing cuts: have a random length
+_OVERSHOOT = 40  # tokens at most that a packing's last sentence has too many
 
 
-def encode_pairs(tokenizer: Tokenizer, pairs: Sequence[Pair], max_tokens: int) -> list[dict[str, list[int]]]:
+def encode_pairs(
+    tokenizer: Tokenizer,
+    pairs: Sequence[Pair],
+    max_tokens: int,
+    *,
+    packed: float = 0.0,
+    draw: np.random.Generator | None = None,
+) -> list[dict[str, list[int]]]:
     """input_ids and token_type_ids of each pair's `[CLS] a [SEP] b [SEP]`, at most max_tokens long.
 
     What is too long loses tokens from the longer side, a at its front and b at its end: what is said where
-    the two meet tells most about whether one follows the other.
+    the two meet tells most about whether one follows the other. A share `packed` of the pairs, drawn by
+    `draw`, is cut as by BERT's packing instead: a tenth of them to a random length, and the last tokens too
+    many are lost at front or end by a coin, so that the sides no longer quite meet.
     """
     texts = [side for pair in pairs for side in (pair.a, pair.b)]
     sides = [encoding.ids for encoding in tokenizer.encode_batch(texts, add_special_tokens=False)]
     cls, sep, _ = tokenizer.encode("", "").ids
     encoded = []
     for first, second in zip(sides[::2], sides[1::2], strict=True):
-        over = max(len(first) + len(second) - (max_tokens - 3), 0)
-        longer = len(first) - len(second)
-        uneven = min(over, abs(longer))
-        from_first = (uneven if longer > 0 else 0) + (over - uneven) // 2
-        first, second = first[from_first:], second[: len(second) - (over - from_first)]
+        room = max_tokens - 3
+        if draw is not None and draw.random() < packed:
+            room = int(draw.integers(2, room)) if draw.random() < _SHORT else room
+            first, second = _fit(first, second, room + int(draw.integers(_OVERSHOOT)))
+            first, second = _fit(first, second, room, draw)
+        else:
+            first, second = _fit(first, second, room)
         segments = [0] * (len(first) + 2) + [1] * (len(second) + 1)
         encoded.append({"input_ids": [cls, *first, sep, *second, sep], "token_type_ids": segments})
     return encoded
+
+
+def _fit(
+    first: list[int], second: list[int], room: int, coins: np.random.Generator | None = None
+) -> tuple[list[int], list[int]]:
+    """The two, the longer having lost tokens until both fit: the first at its front and the second at its
+    end, or each token at either by a coin."""
+    over = max(len(first) + len(second) - room, 0)
+    longer = len(first) - len(second)
+    uneven = min(over, abs(longer))
+    from_first = (uneven if longer > 0 else 0) + (over - uneven) // 2
+    from_second = over - from_first
+    a, b = (from_first, 0) if coins is None else coins.binomial([from_first, from_second], 0.5).tolist()
+    return first[a : len(first) - from_first + a], second[b : len(second) - from_second + b]
 
 
 class Batches(IterableDataset):
@@ -45,7 +72,8 @@ class Batches(IterableDataset):
 
     An item is what `pretraining_data.Instances` gives: input_ids, token_type_ids, next_sentence_label; and,
     in the share `masks` of the runs, whole runs each, labels of the words that are hidden. With `sums`, a
-    vector of every sentence, also similarity: the cosine of the sums over each side's whole sentences.
+    vector of every sentence, also similarity: the cosine of the sums over each side's whole sentences. The
+    share `packed` of the pairs is cut as in `encode_pairs`.
     """
 
     def __init__(
@@ -57,26 +85,28 @@ class Batches(IterableDataset):
         batch_size: int,
         max_tokens: int,
         masks: float = 0.0,
+        packed: float = 0.0,
         sums: Mapping[str, np.ndarray] | None = None,
         seed: int,
     ) -> None:
         self.sources, self.recipe, self.tokenizer = sources, recipe, tokenizer
         self.batch_size, self.max_tokens, self.masks, self.seed = batch_size, max_tokens, masks, seed
-        self.words, self.sums = Words(tokenizer) if masks else None, sums
+        self.words, self.sums, self.packed = Words(tokenizer) if masks else None, sums, packed
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         size, pairs = self.batch_size, draw_pairs(self.sources, self.recipe, seed=self.seed)
         draw = np.random.default_rng(self.seed)
         while True:
-            examples = self._encode(list(islice(pairs, size * _GROUP)))
+            examples = self._encode(list(islice(pairs, size * _GROUP)), draw)
             examples.sort(key=lambda example: len(example["input_ids"]))
             for i in draw.permutation(_GROUP).tolist():
                 masked = self.words is not None and draw.random() < self.masks
                 for example in examples[i * size : (i + 1) * size]:
                     yield self._mask(example, draw) if masked else example
 
-    def _encode(self, pairs: Sequence[Pair]) -> list[dict[str, Any]]:
-        items: list[dict[str, Any]] = [*encode_pairs(self.tokenizer, pairs, self.max_tokens)]
+    def _encode(self, pairs: Sequence[Pair], draw: np.random.Generator) -> list[dict[str, Any]]:
+        packing = {"packed": self.packed, "draw": draw} if self.packed else {}
+        items: list[dict[str, Any]] = [*encode_pairs(self.tokenizer, pairs, self.max_tokens, **packing)]
         for item, pair in zip(items, pairs, strict=True):
             item["next_sentence_label"] = pair.label
             if self.sums is not None:

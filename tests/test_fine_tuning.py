@@ -19,7 +19,7 @@ from segue.errors import BundleError, InputError
 from segue.export import default_scores, measures, training, training_data
 from segue.export.corpus import Document
 from segue.export.default_model import average
-from segue.export.default_scores import calibrate, cosines, next_probabilities, token_sums
+from segue.export.default_scores import calibrate, cosines, linear_probe, next_probabilities, token_sums
 from segue.export.fine_tuning import fine_tune
 from segue.export.instances import Pair, Recipe, Source, draw_pairs
 from segue.export.masking import IGNORED
@@ -283,6 +283,33 @@ def test_batches_are_of_about_one_length(init, sources):
     assert (steps < 0).any()
 
 
+def test_encode_pairs_cuts_a_share_as_berts_packing_does(init):
+    _, tokenizer = training.load(init, max_tokens=32)
+    words = [f"w{i:02d}" for i in range(24)] * 4  # every run of them says where it was
+    pairs = [Pair(" ".join(words[:n]), " ".join(words), 0, "") for n in (3, 40, 90) for _ in range(400)]
+    draw = np.random.default_rng(0)
+    items = training_data.encode_pairs(tokenizer, pairs, 67, packed=1.0, draw=draw)
+    lengths = np.array([len(item["input_ids"]) for item in items])
+    full = lengths == 67
+    assert lengths.min() >= 5
+    assert abs((~full).mean() - 0.1) < 0.03, "a tenth is short"
+    first_word, met = tokenizer.token_to_id("w00"), 0
+    for item, pair in zip(items, pairs, strict=True):
+        ids = np.array(item["input_ids"])
+        b = np.flatnonzero(item["token_type_ids"])
+        for side in ids[1 : b[0] - 1], ids[b[:-1]]:
+            assert len(side) >= 1
+            assert (np.diff(side) % 24 == 1).all(), "one run of the side's words"
+        if len(ids) == 67 and len(pair.a) > 200:
+            assert abs(len(b) - 1 - 32) <= 1, "both sides lose until they are of a length"
+            met += ids[b[0]] == first_word
+    assert 0 < met < 200, "mostly the sides no longer meet"
+
+    plain = training_data.encode_pairs(tokenizer, pairs, 67)
+    mixed = training_data.encode_pairs(tokenizer, pairs, 67, packed=0.3, draw=draw)
+    assert 0.2 < np.mean([a != b for a, b in zip(plain, mixed, strict=True)]) < 0.4
+
+
 def test_encode_pairs_cuts_the_longer_side_away_from_where_the_sides_meet(init):
     _, tokenizer = training.load(init, max_tokens=32)
     for left in range(12):
@@ -325,7 +352,9 @@ def test_it_is_imported_without_torch_and_says_what_is_missing(tmp_path):
     ("options", "reason"),
     [
         ({"dropout": 1.0}, "dropout: expected a share of the values, 0 to below 1, got 1.0"),
+        ({"cosine_weight": -1.0}, "cosine_weight: expected 0 or more, got -1.0"),
         ({"masks": 1.5}, "masks: expected a share of the batches, 0 to 1, got 1.5"),
+        ({"packed": -0.1}, "packed: expected a share of the pairs, 0 to 1, got -0.1"),
         ({"steps": 1, "minutes": 1}, "one of steps, epochs and minutes, got steps and minutes"),
         ({"steps": 0}, "steps: expected more than 0, got 0"),
         ({"learning_rate": -1.0}, "learning_rate"),
@@ -375,13 +404,34 @@ def test_calibration_changes_confidence_alone(init):
         model.cls.seq_relationship.bias *= 7 / np.abs(odds).max()
     before = next_probabilities(model, tokenizer, pairs)
     truth = [pair.label == 0 for pair in pairs]
-    temperature, bias = calibrate(model, tokenizer, pairs)
+    fitted = calibrate(model, tokenizer, pairs, np.zeros(32))
+    temperature, bias = fitted["temperature"], fitted["bias"]
     after = next_probabilities(model, tokenizer, pairs)
     assert temperature > 1.5
     assert measures.calibration_error(after, truth) < measures.calibration_error(before, truth)
     odds_after, odds_before = (np.log(p / (1 - p)) for p in (after, before))
     assert np.allclose(odds_after, odds_before / temperature + bias, atol=1e-3)
     assert abs(after.mean() - np.mean(truth)) < 1e-3, "the likeliest bias has the mean right"
+
+
+def test_calibration_takes_in_what_the_classifier_overlooks(init):
+    """Labels follow a value that the pooled [CLS] holds and the classifier, by chance, does not look at."""
+    model, tokenizer = training.load(init, max_tokens=32)
+    rng = np.random.default_rng(0)
+    sides = [[" ".join(rng.choice(WORDS, 3)) for _ in range(2)] for _ in range(600)]
+    pairs = [Pair(a, b, 0, "") for a, b in sides]
+    pooled = default_scores._pooled(model, tokenizer, pairs).double().numpy()
+    held = pooled @ rng.normal(size=32)
+    along = linear_probe(model, tokenizer, pairs, held + rng.normal(size=600) * held.std())
+    assert np.corrcoef(pooled @ along, held)[0, 1] > 0.9
+    truth = rng.random(600) < 1 / (1 + np.exp(-2 * (held - held.mean()) / held.std()))
+    pairs = [Pair(a, b, int(not label), "") for (a, b), label in zip(sides, truth, strict=True)]
+    before = measures.auc(next_probabilities(model, tokenizer, pairs), truth)
+    fitted = calibrate(model, tokenizer, pairs, along)
+    after = next_probabilities(model, tokenizer, pairs)
+    assert fitted["tilt"] == pytest.approx(2, abs=0.6)
+    assert measures.auc(after, truth) > max(before + 0.1, 0.8)
+    assert measures.calibration_error(after, truth) < 0.06
 
 
 def test_probabilities_and_cosines_are_transformers_own(init):
