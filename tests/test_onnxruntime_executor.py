@@ -146,6 +146,24 @@ def test_closed_it_has_no_threads_left(bundle):
     assert not any(thread.name.startswith("segue") for thread in threading.enumerate())
 
 
+def test_closed_meanwhile_it_ends_a_few_batches_and_says_so_of_many(bundle):
+    def closing(executor: OnnxRuntimeExecutor, batches: list[PackedBatch]) -> Iterator[PackedBatch]:
+        yield from batches[:-1]
+        executor.close()
+        yield batches[-1]
+
+    few, many = _batches(3), _batches(3 * MANY)
+    executor = _open(bundle)
+    wanted = _one_by_one(executor, few)
+    found = list(executor.run(closing(executor, few)))
+    assert all(np.array_equal(a, b) for a, b in zip(found, wanted, strict=True))
+    with pytest.raises(SegueError, match="this engine is closed"):
+        next(executor.run(few))
+    executor = _open(bundle)
+    with pytest.raises(SegueError, match="this engine is closed"):
+        list(executor.run(closing(executor, many)))
+
+
 @pytest.mark.parametrize(("threads", "tokens"), [(1, 512), (2, 512), (4, 1024), (8, 2048), (64, 2048)])
 def test_a_batch_has_tokens_for_its_threads(bundle, threads, tokens):
     executor = _open(bundle, threads=threads)

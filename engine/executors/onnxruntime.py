@@ -28,6 +28,7 @@ _CUDA, _CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 # CPU, fewer leave its matrix products short.
 _TOKENS_A_THREAD, _FEWEST_TOKENS, _MOST_TOKENS = 256, 512, 2048
 _MANY = 4  # batches a thread from which on they run side by side
+_CLOSED = "this engine is closed"
 
 
 class OnnxRuntimeExecutor:
@@ -90,13 +91,21 @@ class OnnxRuntimeExecutor:
         return cls(session, f"cuda:{number}", threads=threads, batch_tokens=batch_tokens or _MOST_TOKENS)
 
     def run(self, batches: Iterable[PackedBatch]) -> Iterator[NDArray[np.float32]]:
-        """Yield the logits `[B, C]` of each batch, in order."""
+        """Yield the logits `[B, C]` of each batch, in order. Where `close` comes meanwhile, they are computed
+        all the same, or it is said.
+
+        Raises:
+            SegueError: ONNX Runtime failed, or this was closed.
+        """
+        session = self._session
+        if session is None:
+            raise SegueError(_CLOSED)
         batches = iter(batches)
         first = list(islice(batches, _MANY * self.threads if self._another else 0))
         if self._another and len(first) == _MANY * self.threads:
             yield from self._side_by_side(chain(first, batches))
         else:
-            yield from (self._logits(self._session, batch) for batch in chain(first, batches))
+            yield from (self._logits(session, batch) for batch in chain(first, batches))
 
     def warm_up(self) -> Iterator[tuple[int, int]]:
         """Open the session for batches side by side; nothing else has to be waited for."""
@@ -118,7 +127,12 @@ class OnnxRuntimeExecutor:
         begun: deque[Future[NDArray[np.float32]]] = deque()
         try:
             for batch in batches:
-                begun.append(pool.submit(self._logits, session, batch))
+                try:
+                    begun.append(pool.submit(self._logits, session, batch))
+                except RuntimeError as error:
+                    if self._pool is pool:
+                        raise
+                    raise SegueError(_CLOSED) from error  # which shut the pool down
                 if len(begun) == 2 * self.threads:
                     yield begun.popleft().result()
             while begun:
@@ -132,7 +146,7 @@ class OnnxRuntimeExecutor:
         with self._opening:
             if self._pool is None:
                 if self._another is None:
-                    raise SegueError("this engine is closed")
+                    raise SegueError(_CLOSED)
                 from concurrent.futures import ThreadPoolExecutor  # 10 ms that a single pair need not pay
 
                 self._single = self._another()
