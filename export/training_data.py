@@ -42,7 +42,7 @@ def encode_pairs(
     encoded = []
     for first, second in zip(sides[::2], sides[1::2], strict=True):
         room = max_tokens - 3
-        if draw is not None and draw.random() < packed:
+        if packed and draw is not None and draw.random() < packed:
             room = int(draw.integers(2, room)) if draw.random() < _SHORT else room
             first, second = _fit(first, second, room + int(draw.integers(_OVERSHOOT)))
             first, second = _fit(first, second, room, draw)
@@ -105,8 +105,9 @@ class Batches(IterableDataset):
                     yield self._mask(example, draw) if masked else example
 
     def _encode(self, pairs: Sequence[Pair], draw: np.random.Generator) -> list[dict[str, Any]]:
-        packing = {"packed": self.packed, "draw": draw} if self.packed else {}
-        items: list[dict[str, Any]] = [*encode_pairs(self.tokenizer, pairs, self.max_tokens, **packing)]
+        items: list[dict[str, Any]] = [
+            *encode_pairs(self.tokenizer, pairs, self.max_tokens, packed=self.packed, draw=draw)
+        ]
         for item, pair in zip(items, pairs, strict=True):
             item["next_sentence_label"] = pair.label
             if self.sums is not None:
