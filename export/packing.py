@@ -7,12 +7,13 @@ Knows nothing about special tokens, masks or text. An epoch is a pure function o
 
 from __future__ import annotations
 
-__all__ = ["INSTANCE", "iter_instances", "pack_epoch"]
+__all__ = ["INSTANCE", "SHORT", "iter_instances", "kept_tokens", "pack_epoch"]
 
 import random
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from itertools import islice
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,13 +24,14 @@ from segue.export.token_store import TokenStore
 
 # where each side begins in the store's ids, its tokens, and the label
 INSTANCE = np.dtype([("a", "<i8"), ("b", "<i8"), ("a_tokens", "<i4"), ("b_tokens", "<i4"), ("label", "<i4")])
+SHORT = 0.1  # of the documents: have a random target length
 _STREAM = 1  # sets these random numbers apart from the masks' of the same seed
 _BLOCK = 1 << 14  # instances made at once
 _SPECIAL = 3  # [CLS], [SEP], [SEP]
 
 
 def pack_epoch(
-    store: TokenStore, *, max_tokens: int = 128, short: float = 0.1, seed: int = 0, epoch: int = 0
+    store: TokenStore, *, max_tokens: int = 128, short: float = SHORT, seed: int = 0, epoch: int = 0
 ) -> NDArray[np.void]:
     """All instances of an epoch, [N] of INSTANCE, shuffled. Takes 28 bytes each, and as much again meanwhile.
 
@@ -42,7 +44,7 @@ def pack_epoch(
 
 
 def iter_instances(
-    store: TokenStore, *, max_tokens: int = 128, short: float = 0.1, seed: int = 0, epoch: int = 0
+    store: TokenStore, *, max_tokens: int = 128, short: float = SHORT, seed: int = 0, epoch: int = 0
 ) -> Iterator[NDArray[np.void]]:
     """The instances of an epoch, lazily, in blocks of INSTANCE, document after document in random order.
 
@@ -67,6 +69,13 @@ def iter_instances(
     if seed < 0 or epoch < 0:
         raise InputError(f"seed, epoch: expected 0 or more, got {seed}, {epoch}")
     return _blocks(store, max_tokens - _SPECIAL, short, np.random.default_rng([_STREAM, seed, epoch]))
+
+
+def kept_tokens(a: Any, b: Any, room: int) -> tuple[Any, Any]:
+    """The lengths left, of one pair or of arrays of them, when the longer side, B if equal, loses a token at
+    a time until both fit into `room`."""
+    a = np.minimum(a, np.maximum(room - b, (room + 1) // 2))
+    return a, np.minimum(b, room - a)
 
 
 def _blocks(
@@ -109,7 +118,7 @@ def _instances(
     a_tokens, b_tokens = b - a, end - b
     b = b.copy()
     b[false], b_tokens[false] = _elsewhere(store, document[false], (target - a_tokens)[false], numbers)
-    a_kept, b_kept = _kept(a_tokens, b_tokens, room)
+    a_kept, b_kept = kept_tokens(a_tokens, b_tokens, room)
     made["a"] = a + numbers.binomial(a_tokens - a_kept, 0.5)  # so many of the coins say front
     made["b"] = b + numbers.binomial(b_tokens - b_kept, 0.5)
     made["a_tokens"], made["b_tokens"] = a_kept, b_kept
@@ -127,11 +136,3 @@ def _elsewhere(
     end = np.searchsorted(store.sentences, start + tokens)
     final = store.documents[np.searchsorted(store.documents, place, side="right")]
     return start, store.sentences[np.clip(end, place + 1, final)] - start
-
-
-def _kept(
-    a: NDArray[np.int64], b: NDArray[np.int64], room: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The lengths left when the longer, B if equal, loses one at a time until both fit into `room`."""
-    a = np.minimum(a, np.maximum(room - b, (room + 1) // 2))
-    return a, np.minimum(b, room - a)

@@ -15,9 +15,9 @@ from torch.utils.data import IterableDataset
 
 from segue.export.instances import Pair, Recipe, Source, draw_pairs
 from segue.export.masking import Masking, Words, mask_tokens
+from segue.export.packing import SHORT, kept_tokens
 
 _GROUP = 32  # batches whose pairs are sorted by length together: little padding, random enough
-_SHORT = 0.1  # of the pairs cut as BERT's packing cuts: have a random length
 _OVERSHOOT = 40  # tokens at most that a packing's last sentence has too many
 
 
@@ -43,7 +43,7 @@ def encode_pairs(
     for first, second in zip(sides[::2], sides[1::2], strict=True):
         room = max_tokens - 3
         if packed and draw is not None and draw.random() < packed:
-            room = int(draw.integers(2, room)) if draw.random() < _SHORT else room
+            room = int(draw.integers(2, room)) if draw.random() < SHORT else room
             first, second = _fit(first, second, room + int(draw.integers(_OVERSHOOT)))
             first, second = _fit(first, second, room, draw)
         else:
@@ -58,13 +58,10 @@ def _fit(
 ) -> tuple[list[int], list[int]]:
     """The two, the longer having lost tokens until both fit: the first at its front and the second at its
     end, or each token at either by a coin."""
-    over = max(len(first) + len(second) - room, 0)
-    longer = len(first) - len(second)
-    uneven = min(over, abs(longer))
-    from_first = (uneven if longer > 0 else 0) + (over - uneven) // 2
-    from_second = over - from_first
-    a, b = (from_first, 0) if coins is None else coins.binomial([from_first, from_second], 0.5).tolist()
-    return first[a : len(first) - from_first + a], second[b : len(second) - from_second + b]
+    of_first, of_second = kept_tokens(len(first), len(second), room)
+    lost = len(first) - of_first, len(second) - of_second
+    a, b = (lost[0], 0) if coins is None else coins.binomial(lost, 0.5)
+    return first[a : a + of_first], second[b : b + of_second]
 
 
 class Batches(IterableDataset):
