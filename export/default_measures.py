@@ -5,13 +5,15 @@ from __future__ import annotations
 
 __all__ = ["learning_curve", "measure", "measure_cosine"]
 
-from collections.abc import Sequence
-from itertools import islice
+from collections.abc import Iterable, Sequence
+from itertools import chain, islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+from tokenizers import Tokenizer
+from transformers import BertConfig
 
 from segue.export.corpus import Document
 from segue.export.default_scores import calibrate, cosines, linear_probe, next_probabilities
@@ -21,7 +23,11 @@ from segue.export.measures import accuracy, auc, best_threshold
 from segue.export.pretraining import evaluate
 from segue.export.pretraining_data import Instances
 from segue.export.token_store import write_tokens
+from segue.export.tokenizer import read_tokenizer
 from segue.export.training import load, save
+
+_PACKED_TOKENS = 128
+_PACKED = f"all documents, BERT's packing to {_PACKED_TOKENS} tokens"
 
 
 def measure(
@@ -43,22 +49,13 @@ def measure(
     learnt = list(islice(draw_pairs(train, Recipe(), seed=2), 2 * pairs))
     alike = linear_probe(model, tokenizer, learnt, cosines(encoder, learnt))
     known = list(islice(draw_pairs(tune, Recipe(), seed=1), pairs))
-    with TemporaryDirectory() as work:
-        everything = [document for source in tune for document in source.documents]
-        store = write_tokens(everything, tokenizer, Path(work))
-        known += packed_set(store, tokenizer, pairs=pairs, max_tokens=128).pairs
+    known += _packed((source.documents for source in tune), tokenizer, pairs).pairs
     calibration = calibrate(model, tokenizer, known, alike)
     save(model, tokenizer, folder)
+    sets = {**_judged(held_out, pairs), _PACKED: _packed(held_out.values(), tokenizer, pairs)}
     with TemporaryDirectory() as work:
-        everything = [document for documents in held_out.values() for document in documents]
-        store = write_tokens(everything, tokenizer, Path(work))
-        sets = {
-            **_judged(held_out, pairs),
-            "all documents, BERT's packing to 128 tokens": packed_set(
-                store, tokenizer, pairs=pairs, max_tokens=128
-            ),
-        }
-        words = evaluate(model, Instances(store, tokenizer, max_tokens=128), pairs)
+        store = write_tokens(chain.from_iterable(held_out.values()), tokenizer, Path(work))
+        words = evaluate(model, Instances(store, tokenizer, max_tokens=_PACKED_TOKENS), pairs)
     found = {name: _measured(next_probabilities(model, tokenizer, s.pairs), s) for name, s in sets.items()}
     return {
         **calibration,
@@ -68,11 +65,14 @@ def measure(
 
 
 def measure_cosine(encoder: Path, train: dict, held_out: dict, *, pairs: int) -> dict[str, Any]:
-    """The zero-training baseline on the same pairs, its threshold chosen on training documents."""
+    """The zero-training baseline on the same pairs, its thresholds chosen on training documents."""
     novels = [chapter for name, chapters in train.items() if name != "articles" for chapter in chapters]
     alike = {name: train["articles"] if name == "articles" else novels for name in held_out}
-    known, measured = _judged(alike, pairs // 2, seed=1), {}
-    for name, judged in _judged(held_out, pairs).items():
+    tokenizer = read_tokenizer(encoder, BertConfig.from_pretrained(encoder).vocab_size)
+    known = _judged(alike, pairs // 2, seed=1)
+    known[_PACKED] = _packed(train.values(), tokenizer, pairs // 2, seed=1)
+    sets, measured = {**_judged(held_out, pairs), _PACKED: _packed(held_out.values(), tokenizer, pairs)}, {}
+    for name, judged in sets.items():
         threshold = best_threshold(cosines(encoder, known[name].pairs), known[name].truth)
         scores = cosines(encoder, judged.pairs)
         measured[name] = {
@@ -110,6 +110,15 @@ def _judged(documents: dict[str, list[Document]], pairs: int, *, seed: int = 0) 
         for kind in KINDS
     }
     return {name: found for name, found in drawn.items() if isinstance(found, PairSet)}
+
+
+def _packed(
+    documents: Iterable[Iterable[Document]], tokenizer: Tokenizer, pairs: int, *, seed: int = 0
+) -> PairSet:
+    """Pairs of BERT's own packing of all these documents together."""
+    with TemporaryDirectory() as work:
+        store = write_tokens(chain.from_iterable(documents), tokenizer, Path(work))
+        return packed_set(store, tokenizer, pairs=pairs, max_tokens=_PACKED_TOKENS, seed=seed)
 
 
 def _measured(probabilities: np.ndarray, judged: PairSet) -> dict[str, Any]:

@@ -8,7 +8,8 @@ import random
 import subprocess
 import sys
 import textwrap
-from itertools import islice
+from itertools import count, islice
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -215,6 +216,18 @@ def test_same_seed_same_weights(init, sources, tmp_path):
     assert not all(torch.equal(first[name], other[name]) for name in first)
 
 
+def test_a_run_by_the_clock_ends_in_time(init, sources, tmp_path, monkeypatch):
+    """On a clock that a look moves by a second, so that no machine is too slow for it."""
+    ticks = count()
+    monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=lambda: next(ticks)))
+    metrics = fine_tune(
+        sources, init=init, out=tmp_path, minutes=2, learning_rate=1e-2, batch_size=4, max_tokens=16, saves=3
+    )
+    assert 20 < metrics["steps"] < 120
+    assert 115 <= metrics["seconds"] <= 130
+    assert len(list(tmp_path.glob("checkpoint-*"))) == 3
+
+
 def test_frozen_words_and_intermediate_checkpoints(init, sources, tmp_path, capsys):
     seen = []
 
@@ -226,7 +239,7 @@ def test_frozen_words_and_intermediate_checkpoints(init, sources, tmp_path, caps
         sources,
         init=init,
         out=tmp_path,
-        minutes=0.03,
+        steps=8,
         learning_rate=1e-2,
         batch_size=4,
         max_tokens=16,
