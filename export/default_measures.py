@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 from transformers import BertConfig
 
 from segue.export.corpus import Document
-from segue.export.default_scores import calibrate, cosines, linear_probe, next_probabilities
+from segue.export.default_scores import calibrate, cosines, next_probabilities
 from segue.export.evaluation import KINDS, PairSet, drawn_set, measured, packed_set
 from segue.export.instances import Recipe, Source, draw_pairs
 from segue.export.measures import accuracy, auc, best_threshold
@@ -31,26 +31,14 @@ _PACKED = f"all documents, BERT's packing to {_PACKED_TOKENS} tokens"
 
 
 def measure(
-    folder: Path,
-    encoder: Path,
-    train: Sequence[Source],
-    tune: Sequence[Source],
-    held_out: dict[str, list[Document]],
-    *,
-    pairs: int,
+    folder: Path, tune: Sequence[Source], held_out: dict[str, list[Document]], *, pairs: int
 ) -> dict[str, Any]:
     """Calibrate the checkpoint in `folder` on the documents to tune on, then measure it on those held out;
-    each with one to three sentences a side, and in BERT's own packing of all documents to 128 tokens.
-
-    On the documents of its training it relies on what it remembers of them, and too little on how alike the
-    sides are: so the calibration weighs that anew, by what the model says of the encoder's cosines.
-    """
+    each with one to three sentences a side, and in BERT's own packing of all documents to 128 tokens."""
     model, tokenizer = load(folder, max_tokens=512)
-    learnt = list(islice(draw_pairs(train, Recipe(), seed=2), 2 * pairs))
-    alike = linear_probe(model, tokenizer, learnt, cosines(encoder, learnt))
     known = list(islice(draw_pairs(tune, Recipe(), seed=1), pairs))
     known += _packed((source.documents for source in tune), tokenizer, pairs).pairs
-    calibration = calibrate(model, tokenizer, known, alike)
+    calibration = calibrate(model, tokenizer, known)
     save(model, tokenizer, folder)
     sets = {**_judged(held_out, pairs), _PACKED: _packed(held_out.values(), tokenizer, pairs)}
     with TemporaryDirectory() as work:

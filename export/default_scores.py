@@ -3,7 +3,7 @@ cosine similarity of an encoder. No engine takes part, so that the engine can be
 
 from __future__ import annotations
 
-__all__ = ["calibrate", "cosines", "linear_probe", "next_probabilities", "seed_scores", "token_sums"]
+__all__ = ["calibrate", "cosines", "next_probabilities", "seed_scores", "token_sums"]
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -26,58 +26,34 @@ _Model = BertForNextSentencePrediction | BertForPreTraining
 
 def next_probabilities(model: _Model, tokenizer: Tokenizer, pairs: Sequence[Pair]) -> np.ndarray:
     """P(IsNext) of each pair, float32 [N]."""
-    logits = model.cls.seq_relationship(_pooled(model, tokenizer, pairs).to(model.device))
-    return logits.softmax(-1)[:, IS_NEXT].detach().cpu().numpy()
+    return _logits(model, tokenizer, pairs).softmax(-1)[:, IS_NEXT].numpy()
 
 
-def linear_probe(
-    model: _Model, tokenizer: Tokenizer, pairs: Sequence[Pair], values: np.ndarray
-) -> np.ndarray:
-    """The direction, float64 [E], in which the pooled [CLS] of these pairs tells the values [N] best: by
-    least squares, a little ridge against directions that hardly vary."""
-    pooled = _pooled(model, tokenizer, pairs).double().numpy()
-    pooled -= pooled.mean(0)
-    square = pooled.T @ pooled + np.eye(pooled.shape[1])
-    return np.asarray(np.linalg.solve(square, pooled.T @ (values - values.mean())))
-
-
-def calibrate(
-    model: _Model, tokenizer: Tokenizer, pairs: Sequence[Pair], along: np.ndarray
-) -> dict[str, float]:
-    """Divide the classifier by a temperature, 1/8 to 8, shift it by a bias and tilt it along a direction of
-    the pooled [CLS], [E], those three that make these pairs likeliest (Platt, 1999; Guo and others, 2017).
-
-    Returns temperature, bias and tilt, the last in logits for a standard deviation of these pairs, -4 to 4.
-    Where `along` is zero, the order of scores stays as it was.
-    """
-    pooled = _pooled(model, tokenizer, pairs).double()
-    head = model.cls.seq_relationship
-    weight, shift = (values.double().cpu() for values in (head.weight.detach(), head.bias.detach()))
-    odds = pooled @ (weight[IS_NEXT] - weight[NOT_NEXT]) + (shift[IS_NEXT] - shift[NOT_NEXT])
-    direction = torch.from_numpy(along)
-    spread = (pooled @ direction).std().clamp(min=1e-12)
+def calibrate(model: _Model, tokenizer: Tokenizer, pairs: Sequence[Pair]) -> dict[str, float]:
+    """Divide the classifier by a temperature, 1/8 to 8, and shift it by a bias, those that make these pairs
+    likeliest, and return the two (Platt, 1999; Guo and others, 2017). The order of scores stays as it was."""
+    logits = _logits(model, tokenizer, pairs).double()
+    odds = logits[:, IS_NEXT] - logits[:, NOT_NEXT]
     truth = torch.tensor([pair.label == IS_NEXT for pair in pairs]).double()
-    # The tanh bounds both, so that no data can turn the order round or drown it.
-    fit = torch.zeros(3, dtype=torch.float64, requires_grad=True)
+    # log(temperature) / log(8) is the tanh of the first, so that no data can turn the order round
+    fit = torch.zeros(2, dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS([fit], max_iter=100, line_search_fn="strong_wolfe")
 
     def loss() -> torch.Tensor:
         optimizer.zero_grad()
-        scores = odds * 8 ** -fit[0].tanh() + pooled @ direction / spread * 4 * fit[2].tanh() + fit[1]
+        scores = odds * 8 ** -fit[0].tanh() + fit[1]
         value = torch.nn.functional.binary_cross_entropy_with_logits(scores, truth)
         value.backward()
         return value
 
     optimizer.step(loss)
-    scale, bias, tilt = 8 ** -fit[0].tanh().item(), fit[1].item(), 4 * fit[2].tanh().item()
-    half = (direction * (tilt / spread) / 2).to(head.weight)
+    scale, bias = 8 ** -fit[0].tanh().item(), fit[1].item()
     with torch.no_grad():
-        head.weight *= scale
-        head.bias *= scale
-        for label, sign in (IS_NEXT, 1), (NOT_NEXT, -1):
-            head.weight[label] += sign * half
-            head.bias[label] += sign * bias / 2
-    return {"temperature": 1 / scale, "bias": bias, "tilt": tilt}
+        model.cls.seq_relationship.weight *= scale
+        model.cls.seq_relationship.bias *= scale
+        model.cls.seq_relationship.bias[IS_NEXT] += bias / 2
+        model.cls.seq_relationship.bias[NOT_NEXT] -= bias / 2
+    return {"temperature": 1 / scale, "bias": bias}
 
 
 def seed_scores(model: _Model, tokenizer: Tokenizer, seeds: Sequence[Sequence[str]]) -> dict[str, float]:
@@ -112,19 +88,19 @@ def token_sums(encoder: Path, texts: Iterable[str]) -> dict[str, np.ndarray]:
 
 
 @torch.no_grad()
-def _pooled(model: _Model, tokenizer: Tokenizer, pairs: Sequence[Pair]) -> torch.Tensor:
-    """The pooled [CLS] of each pair, [N, E] on the CPU: whole pairs up to the model's length, in evaluation
-    mode. The other head, which would cost much, stays out of it."""
+def _logits(model: _Model, tokenizer: Tokenizer, pairs: Sequence[Pair]) -> torch.Tensor:
+    """logits [N, 2], whole pairs up to the model's length, in evaluation mode."""
     training = model.training
     model.eval()
     encoded = encode_pairs(tokenizer, pairs, model.config.max_position_embeddings)
     order = sorted(range(len(pairs)), key=lambda i: len(encoded[i]["input_ids"]))
-    pooled = torch.empty(len(pairs), model.config.hidden_size)
+    logits = torch.empty(len(pairs), 2)
     for start in range(0, len(order), _BATCH):
         rows = order[start : start + _BATCH]
-        pooled[rows] = model.bert(**_batch([encoded[i] for i in rows], model)).pooler_output.cpu()
+        read = model.bert(**_batch([encoded[i] for i in rows], model))
+        logits[rows] = model.cls.seq_relationship(read.pooler_output).cpu()  # the other head would cost much
     model.train(training)
-    return pooled
+    return logits
 
 
 def _batch(items: list[dict[str, Any]], model: torch.nn.Module) -> dict[str, torch.Tensor]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import struct
 import zlib
 from argparse import Namespace
+from pathlib import Path
 
 import pytest
 
 from segue.errors import InputError
-from segue.export import default_corpora
+from segue.export import default_corpora, default_model
 from segue.export.corpus import Document
 from segue.export.default_corpora import decode_articles, decode_novels, plain_text, strings_of_rdata
 from segue.export.default_model import (
@@ -181,9 +183,36 @@ def test_training_sources_and_recipe(corpora):
         "Mansfield Park": 0.25,
     }
     assert RECIPE.positives == 0.5
-    assert [stage.max_tokens for stage in STAGES] == [64, 192, 192, 160]
+    assert [stage.max_tokens for stage in STAGES] == [64, 192, 192, 160, 128]
     assert STAGES[-1].masks > 0, "the last stage teaches both tasks"
     assert [len(seed) for seed in SEEDS] == [3, 3]
+
+
+def test_each_stage_goes_on_from_the_one_before(corpora, tmp_path, monkeypatch):
+    """Which folders are read and written, without any training."""
+    out, trained, means = tmp_path / "out", [], []
+
+    def fine_tune(sources, *, init, out, **options):
+        trained.append((init, out))
+
+    def average(checkpoints, out, shares=None):
+        means.append(([*checkpoints], out, shares))
+
+    monkeypatch.setattr(default_model, "gather", lambda work: (Path("encoder"), *corpora))
+    monkeypatch.setattr(default_model, "fine_tune", fine_tune)
+    monkeypatch.setattr(default_model, "average", average)
+    monkeypatch.setattr(default_model, "load", lambda folder, max_tokens: (None, None))
+    for name in ("measure", "seed_scores", "measure_cosine", "learning_curve"):
+        monkeypatch.setattr(default_model, name, lambda *arguments, **options: {})
+    monkeypatch.setattr(default_model, "_course", lambda work, out: [])
+    out.mkdir()
+    default_model.main(["--work", str(tmp_path), "--out", str(out)])
+    last = len(STAGES) - 1
+    folders = [*(tmp_path / f"stage-{number}" for number in range(last)), out]
+    assert trained == list(zip([Path("encoder"), *folders], folders, strict=False))
+    assert [([folder], folder, None) for folder in folders] == [mean for mean in means if mean[2] is None]
+    assert means[-1] == ([folders[-2], out], out, [1 - STAGES[-1].taken, STAGES[-1].taken])
+    assert json.loads((out / "metrics.json").read_text())["stages"][-1]["taken"] == STAGES[-1].taken
 
 
 def test_minutes_are_shared_among_the_stages_as_steps_are():

@@ -20,7 +20,7 @@ from segue.errors import BundleError, InputError
 from segue.export import default_scores, measures, training, training_data
 from segue.export.corpus import Document
 from segue.export.default_model import average
-from segue.export.default_scores import calibrate, cosines, linear_probe, next_probabilities, token_sums
+from segue.export.default_scores import calibrate, cosines, next_probabilities, token_sums
 from segue.export.fine_tuning import fine_tune
 from segue.export.instances import Pair, Recipe, Source, draw_pairs
 from segue.export.masking import IGNORED
@@ -417,7 +417,7 @@ def test_calibration_changes_confidence_alone(init):
         model.cls.seq_relationship.bias *= 7 / np.abs(odds).max()
     before = next_probabilities(model, tokenizer, pairs)
     truth = [pair.label == 0 for pair in pairs]
-    fitted = calibrate(model, tokenizer, pairs, np.zeros(32))
+    fitted = calibrate(model, tokenizer, pairs)
     temperature, bias = fitted["temperature"], fitted["bias"]
     after = next_probabilities(model, tokenizer, pairs)
     assert temperature > 1.5
@@ -425,26 +425,6 @@ def test_calibration_changes_confidence_alone(init):
     odds_after, odds_before = (np.log(p / (1 - p)) for p in (after, before))
     assert np.allclose(odds_after, odds_before / temperature + bias, atol=1e-3)
     assert abs(after.mean() - np.mean(truth)) < 1e-3, "the likeliest bias has the mean right"
-
-
-def test_calibration_takes_in_what_the_classifier_overlooks(init):
-    """Labels follow a value that the pooled [CLS] holds and the classifier, by chance, does not look at."""
-    model, tokenizer = training.load(init, max_tokens=32)
-    rng = np.random.default_rng(0)
-    sides = [[" ".join(rng.choice(WORDS, 3)) for _ in range(2)] for _ in range(600)]
-    pairs = [Pair(a, b, 0, "") for a, b in sides]
-    pooled = default_scores._pooled(model, tokenizer, pairs).double().numpy()
-    held = pooled @ rng.normal(size=32)
-    along = linear_probe(model, tokenizer, pairs, held + rng.normal(size=600) * held.std())
-    assert np.corrcoef(pooled @ along, held)[0, 1] > 0.9
-    truth = rng.random(600) < 1 / (1 + np.exp(-2 * (held - held.mean()) / held.std()))
-    pairs = [Pair(a, b, int(not label), "") for (a, b), label in zip(sides, truth, strict=True)]
-    before = measures.auc(next_probabilities(model, tokenizer, pairs), truth)
-    fitted = calibrate(model, tokenizer, pairs, along)
-    after = next_probabilities(model, tokenizer, pairs)
-    assert fitted["tilt"] == pytest.approx(2, abs=0.6)
-    assert measures.auc(after, truth) > max(before + 0.1, 0.8)
-    assert measures.calibration_error(after, truth) < 0.06
 
 
 def test_probabilities_and_cosines_are_transformers_own(init):
@@ -505,3 +485,6 @@ def test_an_average_is_the_mean_of_the_weights(init, tmp_path):
     head = "cls.seq_relationship.weight"
     assert not torch.equal(one[head], other[head])
     assert all(torch.allclose(mean[name], (one[name] + other[name]) / 2, atol=1e-7) for name in mean)
+    average(folders[:2], folders[2], [0.75, 0.25])
+    mean = training.load(folders[2], max_tokens=32)[0].state_dict()
+    assert all(torch.allclose(mean[name], one[name] * 0.75 + other[name] * 0.25, atol=1e-7) for name in mean)
