@@ -329,7 +329,12 @@ def test_a_reader_that_goes_away_ends_it_quietly(bundle: Path, tmp_path: Path) -
 def test_a_signal_leaves_no_half_a_file(bundle: Path, tmp_path: Path, number: int, code: int) -> None:
     out = tmp_path / "out.tsv"
     process = start(
-        "score", "--model", bundle, "-o", out, stdin=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0
+        *("score", "--model", bundle, "-o", out),
+        stdin=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        bufsize=0,
+        # a shell lets what it starts in the background ignore Ctrl-C, and that is inherited
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stdin is not None
     process.stdin.write(TSV * 200)  # some windows are done, and it waits for more
