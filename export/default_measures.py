@@ -40,7 +40,7 @@ def measure(
     known += _packed((source.documents for source in tune), tokenizer, pairs).pairs
     calibration = calibrate(model, tokenizer, known)
     save(model, tokenizer, folder)
-    sets = {**_judged(held_out, pairs), _PACKED: _packed(held_out.values(), tokenizer, pairs)}
+    sets = _held_out_sets(held_out, tokenizer, pairs)
     with TemporaryDirectory() as work:
         store = write_tokens(chain.from_iterable(held_out.values()), tokenizer, Path(work))
         words = evaluate(model, Instances(store, tokenizer, max_tokens=_PACKED_TOKENS), pairs)
@@ -59,8 +59,8 @@ def measure_cosine(encoder: Path, train: dict, held_out: dict, *, pairs: int) ->
     tokenizer = read_tokenizer(encoder, BertConfig.from_pretrained(encoder).vocab_size)
     known = _judged(alike, pairs // 2, seed=1)
     known[_PACKED] = _packed(train.values(), tokenizer, pairs // 2, seed=1)
-    sets, measured = {**_judged(held_out, pairs), _PACKED: _packed(held_out.values(), tokenizer, pairs)}, {}
-    for name, judged in sets.items():
+    measured = {}
+    for name, judged in _held_out_sets(held_out, tokenizer, pairs).items():
         threshold = best_threshold(cosines(encoder, known[name].pairs), known[name].truth)
         scores = cosines(encoder, judged.pairs)
         measured[name] = {
@@ -88,6 +88,13 @@ def learning_curve(
         }
         curve.append({"pairs": seen, **told})
     return curve
+
+
+def _held_out_sets(
+    documents: dict[str, list[Document]], tokenizer: Tokenizer, pairs: int
+) -> dict[str, PairSet]:
+    """What model and baseline are both measured on, by name."""
+    return {**_judged(documents, pairs), _PACKED: _packed(documents.values(), tokenizer, pairs)}
 
 
 def _judged(documents: dict[str, list[Document]], pairs: int, *, seed: int = 0) -> dict[str, PairSet]:
