@@ -130,7 +130,8 @@ def cost(steps: Iterable[Step], lengths: list[int]) -> dict[str, Row]:
         seconds = max(needs.bytes / BANDWIDTH, needs.operations / ARITHMETIC)
         for name in (step.op, "all"):
             total = found.get(name, Row(0, 0, 0, 0.0))
-            found[name] = Row(*(a + b for a, b in zip(total, (1, *needs, seconds), strict=True)))
+            launched = 2 if step.op == "pool_classify" else 1
+            found[name] = Row(*(a + b for a, b in zip(total, (launched, *needs, seconds), strict=True)))
     found["all"] = found.pop("all")  # the last line of a table
     return found
 

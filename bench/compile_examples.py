@@ -20,10 +20,10 @@ __all__ = ["DTYPES", "Example", "examples"]
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 _SIZES = (384, 768, 1024, 312)  # E of the models; F = 4E
 _HEADS = ((384, 12), (768, 12), (1024, 16), (1024, 8), (1024, 4))  # E, H, for D = 32, 64, 64, 128, 256
-_ROWS = (37, 300, 1100, 5003, 40_009)
+_ROWS = (37, 200, 1100, 5003, 40_009)
 _MORE_ROWS = (1, 64, 512, 2048, 32_768)
 _LONGEST = (20, 48, 100, 300, 512)
-_COLUMNS = (2, 16, 40, 384, 4096, 30_528)
+_COLUMNS = (2, 16, 40, 200, 384, 1000, 4096, 30_528)
 _EPS = 1e-12
 
 

@@ -193,12 +193,16 @@ def _described(launch: _Launch, compiled: Any) -> dict[str, Any]:
 
 
 class _Watched(tuple):
-    """A launch table that knows on which of its rows the search for one has ended."""
+    """A launch table that knows on which of its rows the search for one has ended, or which was taken."""
 
     def __iter__(self) -> Iterator[Any]:
         for index, row in enumerate(super().__iter__()):
             self.last = index
             yield row
+
+    def __getitem__(self, index: Any) -> Any:
+        self.last = index
+        return super().__getitem__(index)
 
 
 @contextmanager

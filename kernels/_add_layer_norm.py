@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from segue.kernels.dependent import begin
 from segue.kernels.door import check, check_live, check_out, check_vector
 from segue.kernels.launching import Cost, launch, target, unit
 from segue.kernels.normalize import chunk_of, normalize, rows_of
@@ -27,8 +28,9 @@ def _add_layer_norm_kernel(
     x_ptr, residual_ptr, weight_ptr, bias_ptr, out_ptr, live_ptr,
     x_stride, residual_stride, out_stride,
     rows, eps,
-    E: tl.constexpr, CHUNK: tl.constexpr, ROWS: tl.constexpr, UNIT: tl.constexpr,
+    E: tl.constexpr, CHUNK: tl.constexpr, ROWS: tl.constexpr, UNIT: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
+    begin(EARLY)
     if live_ptr is not None:
         rows = tl.minimum(rows, tl.load(live_ptr).to(tl.int32))
     row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS))[:, None]

@@ -19,6 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from segue.kernels.dependent import begin
 from segue.kernels.door import check, check_bounds, check_out
 from segue.kernels.launching import Cost, launch, unit
 
@@ -35,8 +36,9 @@ _TABLE = (
 def _cls_attention_kernel(
     q_ptr, kv_ptr, cu_seqlens_ptr, out_ptr, q_stride, kv_stride, out_stride, scale,
     E: tl.constexpr, D: tl.constexpr, DEPTH: tl.constexpr, HEADS: tl.constexpr, KEYS: tl.constexpr,
-    UNIT: tl.constexpr,
+    UNIT: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
+    begin(EARLY)
     pair = tl.program_id(0)
     start = tl.load(cu_seqlens_ptr + pair).to(tl.int64)
     length = (tl.load(cu_seqlens_ptr + pair + 1).to(tl.int64) - start).to(tl.int32)

@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from segue.kernels.dependent import begin
 from segue.kernels.door import check, check_ids, check_live, check_out, check_vector
 from segue.kernels.launching import Cost, launch, target, unit
 from segue.kernels.normalize import chunk_of, normalize, rows_of
@@ -26,8 +27,9 @@ def _embed_kernel(
     word_ptr, token_type_ptr, position_ptr, weight_ptr, bias_ptr, out_ptr, live_ptr,
     word_stride, token_type_stride, position_stride, out_stride,
     rows, eps,
-    E: tl.constexpr, CHUNK: tl.constexpr, ROWS: tl.constexpr, UNIT: tl.constexpr,
+    E: tl.constexpr, CHUNK: tl.constexpr, ROWS: tl.constexpr, UNIT: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
+    begin(EARLY)
     if live_ptr is not None:
         rows = tl.minimum(rows, tl.load(live_ptr).to(tl.int32))
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)

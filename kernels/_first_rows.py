@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from segue.kernels.dependent import begin
 from segue.kernels.door import check, check_ids, check_out
 from segue.kernels.launching import Cost, launch, unit
 from segue.kernels.normalize import chunk_of
@@ -26,8 +27,9 @@ _ROWS = 8  # a program and warp
 @triton.jit(do_not_specialize=["pairs"])
 def _first_rows_kernel(
     x_ptr, cu_seqlens_ptr, out_ptr, x_stride, out_stride, pairs,
-    E: tl.constexpr, CHUNK: tl.constexpr, ROWS: tl.constexpr, UNIT: tl.constexpr,
+    E: tl.constexpr, CHUNK: tl.constexpr, ROWS: tl.constexpr, UNIT: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
+    begin(EARLY)
     pair = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     live = pair < pairs
     start = tl.load(cu_seqlens_ptr + pair, mask=live, other=0).to(tl.int64)

@@ -6,9 +6,9 @@ of a row of x, N that of a row of the result, residual 1 where there is one and 
     bytes = s * (R * K + N * K + N + R * N * (1 + residual))
     operations = 2 * R * N * K + R * N * (1 + residual + 4 * gelu)
 
-An output element is summed over blocks of K, first to last, by one program. The block and the kind of
-matrix instruction are the same in every row of the table that a device and dtype have, so a row of the
-result has the same bits in any batch.
+An output element is summed over K, first to last, by one program. How many products an instruction adds at
+once, and in which order, is the same in every line of the table that a device and dtype have, so a row of the
+result has the same bits in any batch, whichever tile and kernel (`products`) made it.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from typing import NamedTuple
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from segue.kernels.door import check, check_live, check_out, check_vector
-from segue.kernels.launching import Cost, launch, target, unit
+from segue.kernels.launching import Cost, launch, processors, target, unit
+from segue.kernels.products import linear_kernel, tensor_linear_kernel
 
 
 class _Tile(NamedTuple):
@@ -32,74 +33,39 @@ class _Tile(NamedTuple):
     depth: int
     warps: int
     stages: int
+    # programs a processor that make tile after tile, fetched by the tensor memory accelerator; 0: not so
+    resident: int = 0
 
 
 _TABLE = (
-    # target, bytes of an element, up to so many rows: rows, columns and depth of a tile, warps, stages
-    ("sm_80", 2, 256, _Tile(32, 32, 64, 4, 4)),
-    ("sm_80", 2, 2048, _Tile(64, 64, 64, 4, 4)),
-    ("sm_80", 2, None, _Tile(128, 128, 64, 8, 3)),
-    ("sm_80", 4, None, _Tile(64, 64, 32, 4, 3)),
-    ("sm_90", 2, 256, _Tile(64, 32, 64, 4, 4)),
-    ("sm_90", 2, 2048, _Tile(64, 128, 64, 4, 4)),
-    ("sm_90", 2, None, _Tile(128, 128, 64, 8, 4)),
-    ("sm_90", 4, None, _Tile(64, 64, 32, 4, 3)),
-    ("sm_100", 2, 256, _Tile(64, 32, 64, 4, 4)),
-    ("sm_100", 2, 2048, _Tile(128, 64, 64, 4, 4)),
-    ("sm_100", 2, None, _Tile(128, 128, 64, 8, 4)),
-    ("sm_100", 4, None, _Tile(64, 64, 32, 4, 3)),
-    ("gfx942", 2, 2048, _Tile(64, 64, 64, 4, 2)),
-    ("gfx942", 2, None, _Tile(128, 128, 64, 8, 2)),
-    ("gfx942", 4, None, _Tile(64, 64, 32, 4, 2)),
+    # target, bytes of an element, up to so many rows, time of an element of the result where K is the same:
+    # rows, columns and depth of a tile, warps, stages. Of all that fit, that is taken of which a processor's
+    # share takes the least time. sm_90's are fitted to an H200 (bench/results/h200.md), whose sums have the
+    # same bits whatever the depth; the others are guesses that compile well.
+    ("sm_80", 2, None, 2.0, _Tile(32, 32, 64, 4, 4)),
+    ("sm_80", 2, None, 1.3, _Tile(64, 64, 64, 4, 4)),
+    ("sm_80", 2, None, 1.0, _Tile(128, 128, 64, 8, 3)),
+    ("sm_80", 4, None, 1.0, _Tile(64, 64, 32, 4, 3)),
+    ("sm_90", 2, None, 2.6, _Tile(64, 16, 128, 4, 4)),
+    ("sm_90", 2, None, 2.0, _Tile(64, 32, 128, 4, 4)),
+    ("sm_90", 2, None, 1.6, _Tile(64, 64, 64, 4, 6)),
+    ("sm_90", 2, 256, 1.28, _Tile(128, 64, 64, 4, 4)),
+    ("sm_90", 2, None, 1.3, _Tile(64, 128, 64, 4, 4, resident=2)),
+    ("sm_90", 2, None, 1.3, _Tile(64, 128, 64, 4, 4)),
+    ("sm_90", 2, None, 1.12, _Tile(128, 128, 64, 8, 4, resident=1)),
+    ("sm_90", 2, None, 1.12, _Tile(128, 128, 64, 8, 4)),
+    ("sm_90", 2, None, 1.0, _Tile(128, 256, 64, 8, 4, resident=1)),
+    ("sm_90", 4, None, 1.0, _Tile(64, 64, 32, 4, 3)),
+    ("sm_100", 2, None, 2.0, _Tile(64, 32, 64, 4, 4)),
+    ("sm_100", 2, None, 1.3, _Tile(128, 64, 64, 4, 4)),
+    ("sm_100", 2, None, 1.0, _Tile(128, 128, 64, 8, 4)),
+    ("sm_100", 4, None, 1.0, _Tile(64, 64, 32, 4, 3)),
+    ("gfx942", 2, None, 1.3, _Tile(64, 64, 64, 4, 2)),
+    ("gfx942", 2, None, 1.0, _Tile(128, 128, 64, 8, 2)),
+    ("gfx942", 4, None, 1.0, _Tile(64, 64, 32, 4, 2)),
 )
+_FEW = 256  # rows, up to which programs ask for their part of W ahead
 _GROUP = 8  # rows of tiles that are walked column by column, so that x and W are found in the cache
-
-
-@triton.jit(do_not_specialize=["rows"])
-def _linear_kernel(
-    x_ptr, weight_ptr, bias_ptr, residual_ptr, out_ptr, live_ptr,
-    x_stride, weight_stride, residual_stride, out_stride,
-    rows,
-    N: tl.constexpr, K: tl.constexpr, GELU: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, GROUP: tl.constexpr,
-    UNIT: tl.constexpr,
-):  # fmt: skip
-    if live_ptr is not None:
-        rows = tl.minimum(rows, tl.load(live_ptr).to(tl.int32))
-    down, across = tl.cdiv(rows, ROWS), tl.cdiv(N, COLUMNS)
-    group = tl.program_id(0) // (GROUP * across)
-    height = min(down - group * GROUP, GROUP)
-    if height <= 0:
-        return  # these rows are not live
-    within = tl.program_id(0) - group * GROUP * across
-    row = (group * GROUP + within % height) * ROWS + tl.arange(0, ROWS)
-    column = within // height * COLUMNS + tl.arange(0, COLUMNS)
-    k = tl.arange(0, DEPTH)
-
-    # What lies beyond the last row or column is read from the last one again, and never written.
-    read_row, read_column = tl.minimum(row, rows - 1).to(tl.int64), tl.minimum(column, N - 1)
-    x_ptrs = x_ptr + read_row[:, None] * (x_stride * UNIT) + k[None, :]
-    weight_ptrs = weight_ptr + read_column[:, None] * (weight_stride * UNIT) + k[None, :]
-    product = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
-    for _ in range(K // DEPTH):
-        product = tl.dot(tl.load(x_ptrs), tl.load(weight_ptrs).T, product, input_precision="ieee")
-        x_ptrs += DEPTH
-        weight_ptrs += DEPTH
-    if K % DEPTH:
-        inside = k[None, :] < K % DEPTH
-        x, weight = tl.load(x_ptrs, mask=inside, other=0.0), tl.load(weight_ptrs, mask=inside, other=0.0)
-        product = tl.dot(x, weight.T, product, input_precision="ieee")
-
-    result = product + tl.load(bias_ptr + read_column).to(tl.float32)[None, :]
-    if GELU:
-        result = 0.5 * result * (1.0 + tl.math.erf(result * 0.7071067811865476))
-    mask = (row[:, None] < rows) & (column[None, :] < N)
-    row = row.to(tl.int64)[:, None]
-    if residual_ptr is not None:
-        residual_ptrs = residual_ptr + row * (residual_stride * UNIT) + column[None, :]
-        result += tl.load(residual_ptrs, mask=mask, other=0.0).to(tl.float32)
-    out_ptrs = out_ptr + row * (out_stride * UNIT) + column[None, :]
-    tl.store(out_ptrs, result.to(out_ptr.dtype.element_ty), mask=mask)
 
 
 def linear(
@@ -157,20 +123,51 @@ def _multiply(
         check("residual", residual, (rows, columns), like=x)
     check_live(live, like=x)
     out = check_out(out, (rows, columns), like=x, live=live)
-    tile = _configure(target(x.device), x.dtype, rows)
     more = x if residual is None else residual
     strides = x.stride(0), weight.stride(0), more.stride(0), out.stride(0)
     step = unit(*strides)
+    aligned = step > 1 and x.data_ptr() % 16 == weight.data_ptr() % 16 == 0
+    engine = residual is None and aligned and min(strides[:2]) >= depth
+    many = processors(x.device)
+    tile = _configure(target(x.device), x.dtype, rows, columns, many, engine=engine)
+    options = {
+        "N": columns, "K": depth, "GELU": gelu,
+        "ROWS": tile.rows, "COLUMNS": tile.columns, "DEPTH": tile.depth, "GROUP": _GROUP, "UNIT": step,
+        "num_warps": tile.warps, "num_stages": tile.stages, "device": x.device,
+    }  # fmt: skip
+    tiles = triton.cdiv(rows, tile.rows) * triton.cdiv(columns, tile.columns)
+    if tile.resident:
+        x_desc = _described(x, tile.rows, tile.depth)
+        weight_desc = _described(weight, tile.columns, tile.depth)
+        programs = tile.resident * many
+        launch(
+            tensor_linear_kernel, (min(tiles, programs),),
+            x_desc, weight_desc, bias, out, live, out.stride(0) // step, rows,
+            PROGRAMS=programs, **options,
+        )  # fmt: skip
+        return out
+    even = all(x.dtype.itemsize * size % 64 == 0 for size in (depth, weight.stride(0)))
     launch(
-        _linear_kernel, (triton.cdiv(rows, tile.rows) * triton.cdiv(columns, tile.columns),),
-        x, weight, bias, residual, out, live,
-        *(s // step for s in strides), rows, N=columns, K=depth, GELU=gelu,
-        ROWS=tile.rows, COLUMNS=tile.columns, DEPTH=tile.depth, GROUP=_GROUP, UNIT=step,
-        num_warps=tile.warps, num_stages=tile.stages, device=x.device,
+        linear_kernel, (tiles,),
+        x, weight, bias, residual, out, live, *(s // step for s in strides), rows,
+        PREFETCH=even and rows <= _FEW, **options,
     )  # fmt: skip
     return out
 
 
-def _configure(device: str, dtype: torch.dtype, rows: int) -> _Tile:
-    lines = (line for line in _TABLE if line[:2] == (device, dtype.itemsize))
-    return next(tile for _, _, most, tile in lines if most is None or rows <= most)
+def _described(x: Tensor, rows: int, columns: int) -> TensorDescriptor:
+    return TensorDescriptor(x, list(x.shape), list(x.stride()), [rows, columns])
+
+
+def _configure(
+    device: str, dtype: torch.dtype, rows: int, columns: int, processors: int, *, engine: bool = True
+) -> _Tile:
+    """The tile whose share of a processor takes the least time, the first of equals. engine: whether the
+    tensor memory accelerator can fetch the operands, and there is nothing to add that it does not fetch."""
+    times = {}
+    for at, (name, size, most, time, tile) in enumerate(_TABLE):
+        fits = (most is None or rows <= most) and (engine or not tile.resident)
+        if fits and (name, size) == (device, dtype.itemsize):
+            tiles = triton.cdiv(rows, tile.rows) * triton.cdiv(columns, tile.columns)
+            times[at] = triton.cdiv(tiles, processors) * tile.rows * tile.columns * time
+    return _TABLE[min(times, key=times.__getitem__)][-1]

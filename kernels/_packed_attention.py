@@ -26,6 +26,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from segue.kernels.attending import attend, attend_short
+from segue.kernels.dependent import begin
 from segue.kernels.door import check, check_bounds, check_out
 from segue.kernels.launching import Cost, launch, target, unit
 
@@ -45,7 +47,7 @@ _TABLE = (
     # targets, bytes of an element, head size up to, longest pair up to: queries, keys, warps, stages.
     # With 16 bits and heads of 64 or less, pairs of up to 32 tokens take the short path under every line.
     (_ANY, 2, 64, 64, _Tile(64, 64, 4, 2)),
-    (("sm_90",), 2, 64, None, _Tile(128, 64, 8, 2)),
+    (("sm_90",), 2, 64, None, _Tile(64, 64, 4, 3)),
     (("sm_80", "sm_100", "gfx942"), 2, 64, None, _Tile(64, 64, 4, 2)),
     (_ANY, 2, 128, None, _Tile(64, 64, 4, 2)),
     (_ANY, 2, 256, None, _Tile(64, 32, 8, 2)),
@@ -57,68 +59,17 @@ _TABLE = (
 )
 
 
-@triton.jit
-def _attend(
-    q_ptr, k_ptr, v_ptr, out_ptr, stride, out_stride, first, length, scale,
-    D: tl.constexpr, DEPTH: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
-):  # fmt: skip
-    """The context of QUERIES rows, from `first` on, of the pair and head that the pointers point to."""
-    query = (first + tl.arange(0, QUERIES))[:, None]
-    key, d = tl.arange(0, KEYS), tl.arange(0, DEPTH)
-    column = d[None, :] < D
-    q = tl.load(q_ptr + query * stride + d[None, :], mask=(query < length) & column, other=0.0)
-    most = tl.full((QUERIES,), float("-inf"), dtype=tl.float32)
-    total = tl.zeros((QUERIES,), dtype=tl.float32)
-    context = tl.zeros((QUERIES, DEPTH), dtype=tl.float32)
-    for start in range(0, length, KEYS):
-        mask = (start + key < length)[:, None] & column
-        offs = (start + key)[:, None] * stride + d[None, :]
-        k = tl.load(k_ptr + offs, mask=mask, other=0.0)
-        v = tl.load(v_ptr + offs, mask=mask, other=0.0)
-        scores = tl.dot(q, k.T, input_precision="ieee") * scale
-        scores = tl.where((start + key < length)[None, :], scores, float("-inf"))
-        larger = tl.maximum(most, tl.max(scores, axis=1))
-        power = tl.exp2(scores - larger[:, None])
-        fade = tl.exp2(most - larger)
-        total = total * fade + tl.sum(power, axis=1)
-        context = tl.dot(power.to(v.dtype), v, context * fade[:, None], input_precision="ieee")
-        most = larger
-    context = context / total[:, None]
-    out_ptrs = out_ptr + query * out_stride + d[None, :]
-    tl.store(out_ptrs, context.to(out_ptr.dtype.element_ty), mask=(query < length) & column)
-
-
-@triton.jit
-def _attend_short(
-    q_ptr, k_ptr, v_ptr, out_ptr, stride, out_stride, heads, length, scale,
-    D: tl.constexpr, DEPTH: tl.constexpr, HEADS: tl.constexpr, SHORT: tl.constexpr,
-):  # fmt: skip
-    """The context of all rows of a pair, of HEADS heads from the one on that the pointers point to."""
-    head = tl.arange(0, HEADS)[:, None, None]
-    row, d = tl.arange(0, SHORT)[None, :, None], tl.arange(0, DEPTH)[None, None, :]
-    mask = (head < heads) & (row < length) & (d < D)
-    offs = row * stride + head * D + d
-    q = tl.load(q_ptr + offs, mask=mask, other=0.0)
-    k = tl.load(k_ptr + offs, mask=mask, other=0.0)
-    v = tl.load(v_ptr + offs, mask=mask, other=0.0)
-    scores = tl.dot(q, tl.permute(k, (0, 2, 1)), input_precision="ieee") * scale
-    scores = tl.where(tl.arange(0, SHORT)[None, None, :] < length, scores, float("-inf"))
-    power = tl.exp2(scores - tl.max(scores, axis=2)[:, :, None])
-    context = tl.dot(power.to(v.dtype), v, input_precision="ieee") / tl.sum(power, axis=2)[:, :, None]
-    out_ptrs = out_ptr + row * out_stride + head * D + d
-    tl.store(out_ptrs, context.to(out_ptr.dtype.element_ty), mask=mask)
-
-
 @triton.jit(do_not_specialize=["tiles"])
 def _packed_attention_kernel(
     qkv_ptr, cu_seqlens_ptr, out_ptr, stride, out_stride, tiles, scale,
     E: tl.constexpr, D: tl.constexpr, DEPTH: tl.constexpr,
     QUERIES: tl.constexpr, KEYS: tl.constexpr,
     SHORT: tl.constexpr, TOGETHER: tl.constexpr, LONG: tl.constexpr,
-    UNIT: tl.constexpr,
+    UNIT: tl.constexpr, EARLY: tl.constexpr, PTX: tl.constexpr,
 ):  # fmt: skip
     """SHORT: tokens of a pair that takes the short path, TOGETHER heads a program. LONG: others are there,
     and a program has one head, so that of TOGETHER programs one has a short pair's work."""
+    begin(EARLY)
     stride, out_stride = stride * UNIT, out_stride * UNIT
     pair = tl.program_id(0) // tiles
     first = tl.program_id(0) % tiles * QUERIES
@@ -131,14 +82,15 @@ def _packed_attention_kernel(
     out_ptr += start * out_stride + head * D
     k_ptr, v_ptr = q_ptr + E, q_ptr + 2 * E
     if SHORT > 0 and (length <= SHORT) & (head % TOGETHER == 0):
-        _attend_short(
+        attend_short(
             q_ptr, k_ptr, v_ptr, out_ptr, stride, out_stride, E // D - head, length, scale,
-            D, DEPTH, TOGETHER, SHORT,
+            D, DEPTH, TOGETHER, SHORT, PTX,
         )  # fmt: skip
     if LONG and length > SHORT:
-        _attend(
-            q_ptr, k_ptr, v_ptr, out_ptr, stride, out_stride, first, length, scale, D, DEPTH, QUERIES, KEYS
-        )
+        attend(
+            q_ptr, k_ptr, v_ptr, out_ptr, stride, out_stride, first, length, scale,
+            D, DEPTH, QUERIES, KEYS, PTX,
+        )  # fmt: skip
 
 
 def packed_attention(

@@ -1,12 +1,13 @@
-"""PoolClassify: the tanh pooler and the classifier after it, in one launch, nothing rounded between them.
+"""PoolClassify: the tanh pooler and the classifier after it, nothing rounded between them.
 
-Bound by reading the pooler's weight, s being the bytes of an element:
+Bound by latency, there being few rows. s being the bytes of an element:
 
-    bytes = s * (B * E + E * E + E + C * E + C + B * C)
+    bytes = s * (B * E + E * E + E + C * E + C + B * C) + 8 * B * E
     operations = 2 * B * E * E + 2 * B * E + 2 * B * E * C + B * C
 
-A program has a few rows. It makes the pooled row column block by column block, and adds each block's part
-of the logits at once, so that no pooled row is ever stored. Blocks are the same whatever B is.
+Two launches: of the first, a program makes a tile of the pooled rows, in float32, so that one pair's E
+columns are made by many; of the second, a program has a few pooled rows, whole, and a label after the other.
+Tiles, and which thread has which column, are the same whatever B is.
 """
 
 from __future__ import annotations
@@ -15,12 +16,16 @@ __all__ = ["cost", "pool_classify"]
 
 from typing import NamedTuple
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from segue.kernels.arithmetic import multiply
+from segue.kernels.dependent import begin, prefetch_rows
 from segue.kernels.door import check, check_out, check_vector
 from segue.kernels.launching import Cost, launch, target, unit
+from segue.kernels.normalize import chunk_of
 
 
 class _Tile(NamedTuple):
@@ -33,49 +38,61 @@ class _Tile(NamedTuple):
 
 _ANY = ("sm_80", "sm_90", "sm_100", "gfx942")
 _TABLE = (
-    # targets, bytes of an element: rows, columns and depth of a tile, warps, stages
-    (_ANY, 2, _Tile(16, 64, 64, 4, 3)),
+    # targets, bytes of an element: rows, columns and depth of a tile of pooled rows, warps, stages
+    (_ANY, 2, _Tile(16, 32, 128, 4, 3)),
     (_ANY, 4, _Tile(16, 32, 32, 4, 2)),
 )
+_ROWS = 4  # of a program and warp that classifies
 
 
 @triton.jit(do_not_specialize=["rows"])
-def _pool_classify_kernel(
-    cls_ptr, pooler_ptr, pooler_bias_ptr, classifier_ptr, classifier_bias_ptr, out_ptr,
-    cls_stride, pooler_stride, classifier_stride, out_stride,
+def _pool_kernel(
+    cls_ptr, weight_ptr, bias_ptr, pooled_ptr,
+    cls_stride, weight_stride, pooled_stride,
     rows,
-    E: tl.constexpr, C: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, LABELS: tl.constexpr,
-    UNIT: tl.constexpr,
+    E: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
+    UNIT: tl.constexpr, PREFETCH: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    read_row = tl.minimum(row, rows - 1).to(tl.int64)[:, None] * (cls_stride * UNIT)
-    k, label = tl.arange(0, DEPTH), tl.arange(0, LABELS)
-    logits = tl.zeros((ROWS, LABELS), dtype=tl.float32)
-    for first in range(0, E, COLUMNS):
-        column = first + tl.arange(0, COLUMNS)
-        pooler_ptrs = pooler_ptr + tl.minimum(column, E - 1)[:, None] * (pooler_stride * UNIT) + k[None, :]
-        pooled = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
-        for start in range(0, E, DEPTH):
-            if E % DEPTH == 0:
-                cls = tl.load(cls_ptr + read_row + start + k[None, :])
-                pooler = tl.load(pooler_ptrs + start)
-            else:
-                inside = k[None, :] < E - start
-                cls = tl.load(cls_ptr + read_row + start + k[None, :], mask=inside, other=0.0)
-                pooler = tl.load(pooler_ptrs + start, mask=inside, other=0.0)
-            pooled = tl.dot(cls, pooler.T, pooled, input_precision="ieee")
-        there = column < E
-        pooled += tl.load(pooler_bias_ptr + column, mask=there, other=0.0).to(tl.float32)[None, :]
-        pooled = 2.0 * tl.sigmoid(2.0 * pooled) - 1.0  # tanh
-        classifier_ptrs = classifier_ptr + label[None, :] * (classifier_stride * UNIT) + column[:, None]
-        mask = there[:, None] & (label < C)[None, :]
-        classifier = tl.load(classifier_ptrs, mask=mask, other=0.0).to(tl.float32)
-        logits = tl.dot(pooled, classifier, logits, input_precision="ieee")
-    logits += tl.load(classifier_bias_ptr + label, mask=label < C, other=0.0).to(tl.float32)[None, :]
-    out_ptrs = out_ptr + row.to(tl.int64)[:, None] * out_stride + label[None, :]
-    mask = (row < rows)[:, None] & (label < C)[None, :]
-    tl.store(out_ptrs, logits.to(out_ptr.dtype.element_ty), mask=mask)
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    there = column < E
+    k = tl.arange(0, DEPTH)
+    weight_rows = weight_ptr + tl.minimum(column, E - 1).to(tl.int64)[:, None] * (weight_stride * UNIT)
+    if EARLY and PREFETCH:
+        prefetch_rows(weight_rows, COLUMNS, E * weight_ptr.dtype.element_ty.primitive_bitwidth // 8)
+    begin(EARLY)
+    cls_ptrs = cls_ptr + tl.minimum(row, rows - 1).to(tl.int64)[:, None] * (cls_stride * UNIT) + k[None, :]
+    pooled = multiply(cls_ptrs, weight_rows + k[None, :], ROWS, COLUMNS, E, DEPTH)
+    pooled += tl.load(bias_ptr + column, mask=there, other=0.0).to(tl.float32)[None, :]
+    pooled = 2.0 * tl.sigmoid(2.0 * pooled) - 1.0  # tanh
+    pooled_ptrs = pooled_ptr + row.to(tl.int64)[:, None] * (pooled_stride * UNIT) + column[None, :]
+    tl.store(pooled_ptrs, pooled, mask=(row < rows)[:, None] & there[None, :])
+
+
+@triton.jit(do_not_specialize=["rows"])
+def _classify_kernel(
+    pooled_ptr, weight_ptr, bias_ptr, out_ptr,
+    pooled_stride, weight_stride, out_stride,
+    rows,
+    E: tl.constexpr, C: tl.constexpr, CHUNK: tl.constexpr, ROWS: tl.constexpr,
+    UNIT: tl.constexpr, EARLY: tl.constexpr,
+):  # fmt: skip
+    begin(EARLY)
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    live, column = (row < rows)[:, None], tl.arange(0, CHUNK)[None, :]
+    row = row.to(tl.int64)
+    tiles = ()
+    for i in tl.static_range((E + CHUNK - 1) // CHUNK):  # of tl.cdiv triton 3.6 makes no constant
+        pooled_ptrs = pooled_ptr + row[:, None] * (pooled_stride * UNIT) + i * CHUNK + column
+        tiles += (tl.load(pooled_ptrs, mask=live & (i * CHUNK + column < E), other=0.0),)
+    for label in range(C):
+        parts = tl.zeros((ROWS, CHUNK), dtype=tl.float32)
+        for i in tl.static_range(len(tiles)):
+            weight_ptrs = weight_ptr + label * (weight_stride * UNIT) + i * CHUNK + column
+            parts += tiles[i] * tl.load(weight_ptrs, mask=i * CHUNK + column < E, other=0.0).to(tl.float32)
+        bias = tl.load(bias_ptr + label + tl.zeros((ROWS,), dtype=tl.int32)).to(tl.float32)
+        logit = tl.sum(parts, axis=1) + bias
+        tl.store(out_ptr + row * out_stride + label, logit.to(out_ptr.dtype.element_ty), mask=row < rows)
 
 
 def pool_classify(
@@ -85,6 +102,7 @@ def pool_classify(
     classifier_weight: Tensor,
     classifier_bias: Tensor,
     *,
+    pooled: Tensor | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
     """As `reference.pool_classify`. `out` may be float32 whatever the dtype of cls.
@@ -99,18 +117,26 @@ def pool_classify(
     check("classifier_weight", classifier_weight, (None, hidden), like=cls)
     labels = len(classifier_weight)
     check_vector("classifier_bias", classifier_bias, labels, like=cls)
+    pooled = check_out(pooled, (rows, hidden), like=cls, name="pooled", dtype=torch.float32)
     out = check_out(out, (rows, labels), like=cls, wide=True)
     device = target(cls.device)
     tile = next(tile for devices, size, tile in _TABLE if device in devices and size == cls.dtype.itemsize)
-    step = unit(cls.stride(0), pooler_weight.stride(0), classifier_weight.stride(0))
+    step = unit(cls.stride(0), pooler_weight.stride(0), pooled.stride(0))
+    size = cls.dtype.itemsize
     launch(
-        _pool_classify_kernel, (triton.cdiv(rows, tile.rows),),
-        cls, pooler_weight, pooler_bias, classifier_weight, classifier_bias, out,
-        cls.stride(0) // step, pooler_weight.stride(0) // step,
-        classifier_weight.stride(0) // step, out.stride(0), rows,
-        E=hidden, C=labels, ROWS=tile.rows, COLUMNS=tile.columns, DEPTH=tile.depth,
-        LABELS=max(16, triton.next_power_of_2(labels)),
-        UNIT=step, num_warps=tile.warps, num_stages=tile.stages, device=cls.device,
+        _pool_kernel, (triton.cdiv(rows, tile.rows), triton.cdiv(hidden, tile.columns)),
+        cls, pooler_weight, pooler_bias, pooled,
+        cls.stride(0) // step, pooler_weight.stride(0) // step, pooled.stride(0) // step, rows,
+        E=hidden, ROWS=tile.rows, COLUMNS=tile.columns, DEPTH=tile.depth, UNIT=step,
+        PREFETCH=size * hidden % 64 == 0 and size * pooler_weight.stride(0) % 16 == 0,
+        num_warps=tile.warps, num_stages=tile.stages, device=cls.device,
+    )  # fmt: skip
+    step = unit(classifier_weight.stride(0), pooled.stride(0))
+    launch(
+        _classify_kernel, (triton.cdiv(rows, _ROWS),),
+        pooled, classifier_weight, classifier_bias, out,
+        pooled.stride(0) // step, classifier_weight.stride(0) // step, out.stride(0), rows,
+        E=hidden, C=labels, CHUNK=chunk_of(hidden), ROWS=_ROWS, UNIT=step, num_warps=1, device=cls.device,
     )  # fmt: skip
     return out
 
@@ -118,6 +144,6 @@ def pool_classify(
 def cost(*, B: int, E: int, C: int, s: int) -> Cost:
     """What B rows of E elements of s bytes cost, for C labels."""
     return Cost(
-        bytes=s * (B * E + E * E + E + C * E + C + B * C),
+        bytes=s * (B * E + E * E + E + C * E + C + B * C) + 8 * B * E,
         operations=2 * B * E * E + 2 * B * E + 2 * B * E * C + B * C,
     )

@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from segue.kernels.dependent import begin
 from segue.kernels.door import check, check_out
 from segue.kernels.launching import Cost, launch, unit
 
@@ -24,6 +25,8 @@ _TABLE = (
     # up to so many columns, which one block holds: rows a program, columns of the block, warps
     (16, 64, 16, 4),
     (128, 16, 128, 4),
+    (256, 8, 256, 4),
+    (512, 4, 512, 4),
     (1024, 4, 1024, 4),
     (4096, 1, 4096, 8),
     # wider rows, block after block
@@ -34,8 +37,9 @@ _TABLE = (
 @triton.jit(do_not_specialize=["rows"])
 def _narrow_softmax_kernel(
     x_ptr, out_ptr, x_stride, out_stride, rows,
-    C: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, UNIT: tl.constexpr,
+    C: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, UNIT: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
+    begin(EARLY)
     row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS))[:, None]
     column = tl.arange(0, BLOCK)[None, :]
     mask = (row < rows) & (column < C)
@@ -48,7 +52,11 @@ def _narrow_softmax_kernel(
 
 
 @triton.jit
-def _wide_softmax_kernel(x_ptr, out_ptr, x_stride, out_stride, C, BLOCK: tl.constexpr, UNIT: tl.constexpr):
+def _wide_softmax_kernel(
+    x_ptr, out_ptr, x_stride, out_stride, C,
+    BLOCK: tl.constexpr, UNIT: tl.constexpr, EARLY: tl.constexpr,
+):  # fmt: skip
+    begin(EARLY)
     row = tl.program_id(0).to(tl.int64)
     x_ptr += row * (x_stride * UNIT)
     out_ptr += row * (out_stride * UNIT)

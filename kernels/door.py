@@ -55,17 +55,21 @@ def check_out(
     like: Tensor,
     live: Tensor | None = None,
     wide: bool = False,
+    name: str = "out",
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
     """The tensor to write to: `out`, or a new one of `like`'s dtype and device, zeros where only `live` rows
-    will be written. With `wide`, `out` may be float32 whatever `like` is."""
+    will be written. With `wide`, `out` may be float32 whatever `like` is; with `dtype`, it is of that."""
     if out is None:
         make = torch.empty if live is None else torch.zeros
-        return make(shape, dtype=like.dtype, device=like.device)
-    check("out", out, shape, like=None if wide and out.dtype == torch.float32 else like)
+        return make(shape, dtype=dtype or like.dtype, device=like.device)
+    check(name, out, shape, like=None if dtype or (wide and out.dtype == torch.float32) else like)
+    if dtype and out.dtype != dtype:
+        raise ValueError(f"{name}: expected {_name(dtype)}, got {_name(out.dtype)}")
     if out.device != like.device:
-        raise ValueError(f"out: expected it on {like.device} as the first tensor, got {out.device}")
+        raise ValueError(f"{name}: expected it on {like.device} as the first tensor, got {out.device}")
     if len(out) > 1 and out.stride(0) < shape[-1]:
-        raise ValueError(f"out: expected rows that do not overlap, got strides {tuple(out.stride())}")
+        raise ValueError(f"{name}: expected rows that do not overlap, got strides {tuple(out.stride())}")
     return out
 
 

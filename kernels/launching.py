@@ -6,7 +6,7 @@ set before this is imported, kernels run on CPU tensors, slowly, as NumPy.
 
 from __future__ import annotations
 
-__all__ = ["INTERPRETED", "TARGETS", "Cost", "launch", "run", "target", "unit"]
+__all__ = ["INTERPRETED", "TARGETS", "Cost", "launch", "processors", "run", "target", "unit"]
 
 from contextlib import nullcontext
 from functools import cache
@@ -21,6 +21,7 @@ from segue.kernels.interpreter import mend
 # none of these takes the table of the nearest that it can run: sm_86, sm_89 and sm_120 that of sm_80, whose
 # configurations therefore stay within their 101,376 bytes.
 TARGETS = {"sm_80": 101_376, "sm_90": 232_448, "sm_100": 232_448, "gfx942": 65_536}
+_EARLY = ("sm_90", "sm_100")  # which can bring a launch in before the one before has ended
 INTERPRETED = triton.knobs.runtime.interpret  # as `triton.jit` reads it
 if INTERPRETED:
     mend()
@@ -37,12 +38,20 @@ class Cost(NamedTuple):
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, device: torch.device, **options: Any) -> None:
     """Launch `kernel` on the device's current stream; a grid of nothing launches nothing.
 
+    A kernel is told where it runs, if it has an argument for that. EARLY: its programs come onto the device
+    before the launch before has ended, and it begins as `segue.kernels.dependent` says; one without is not
+    brought in before. PTX: NVIDIA's instructions are there.
+
     Raises:
         ValueError: kernels do not run on that device.
     """
-    target(device)
+    name = target(device)
     if 0 not in grid:
-        run(kernel, grid, arguments, options, device)
+        where = {"EARLY": name in _EARLY, "PTX": name.startswith("sm_")}
+        told = {key: value and not INTERPRETED for key, value in where.items() if key in kernel.arg_names}
+        if told.get("EARLY"):
+            told["launch_pdl"] = True
+        run(kernel, grid, arguments, options | told, device)
 
 
 def run(
@@ -66,10 +75,24 @@ def target(device: torch.device) -> str:
     return "sm_80" if INTERPRETED else _target(device.type, device.index)
 
 
+def processors(device: torch.device) -> int:
+    """How many multiprocessors the device has: an interpreter is one; a device that is not there, for which
+    kernels are compiled, counts as an H100."""
+    if device.type == "cuda":
+        return _processors(device.index)
+    return 1 if INTERPRETED else 132
+
+
 def unit(*strides: int) -> int:
     """8 where it divides every stride, else 1. Kernels get row strides in such units: of a number that it is
     given, Triton learns only whether 16 divides it, and rows of E = 312 would be read 2 bytes at a time."""
     return 8 if all(stride % 8 == 0 for stride in strides) else 1
+
+
+@cache
+def _processors(index: int | None) -> int:
+    index = index if index is not None else torch.cuda.current_device()
+    return torch.cuda.get_device_properties(index).multi_processor_count
 
 
 @cache

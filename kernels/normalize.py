@@ -13,26 +13,30 @@ import triton.language as tl
 
 _NVIDIA, _AMD = ("sm_80", "sm_90", "sm_100"), ("gfx942",)  # of 32 and of 64 threads a warp
 _TABLE = (
-    # targets, hidden size up to, up to so many rows: ROWS a program, warps. All lines of a size have as many
-    # rows a warp, so that a row's columns lie in the same threads, and are summed in the same order, whatever
-    # the number of rows.
-    (_NVIDIA, 768, 1024, 4, 1),
-    (_NVIDIA, 768, None, 16, 4),
-    (_NVIDIA, None, 1024, 2, 1),
-    (_NVIDIA, None, None, 8, 4),
-    (_AMD, 448, 1024, 8, 1),
-    (_AMD, 448, None, 32, 4),
-    (_AMD, None, 1024, 4, 1),
-    (_AMD, None, None, 16, 4),
+    # targets, width of a tile at least, hidden size up to, up to so many rows: ROWS a program, warps. All
+    # lines of a size have as many rows a warp, so that a row's columns lie in the same threads, and are
+    # summed in the same order, whatever the number of rows; of narrow tiles a warp has more, to read 16 bytes
+    # a thread.
+    (_NVIDIA, 128, 768, 1024, 2, 1),
+    (_NVIDIA, 128, 768, None, 16, 8),
+    (_NVIDIA, 16, 768, 1024, 4, 1),
+    (_NVIDIA, 16, 768, None, 16, 4),
+    (_NVIDIA, 16, None, 1024, 2, 1),
+    (_NVIDIA, 16, None, None, 8, 4),
+    (_AMD, 16, 448, 1024, 8, 1),
+    (_AMD, 16, 448, None, 32, 4),
+    (_AMD, 16, None, 1024, 4, 1),
+    (_AMD, 16, None, None, 16, 4),
 )
 
 
 def rows_of(device: str, hidden: int, rows: int) -> tuple[int, int]:
     """(rows a program, warps) for that many rows of that size on the device of that name in the tables."""
     return next(
-        line[3:]
+        line[4:]
         for line in _TABLE
-        if device in line[0] and hidden <= (line[1] or hidden) and rows <= (line[2] or rows)
+        if device in line[0] and chunk_of(hidden) >= line[1]
+        if hidden <= (line[2] or hidden) and rows <= (line[3] or rows)
     )
 
 
@@ -47,17 +51,18 @@ def normalize(tiles, weight_ptr, bias_ptr, out_ptrs, live, eps, E: tl.constexpr,
     """Store (row - mean) / sqrt(variance + eps) · weight + bias. tiles: zeros beyond column E. out_ptrs:
     [ROWS, CHUNK], of the first tile. live: [ROWS, 1], which rows to write."""
     column = tl.arange(0, CHUNK)[None, :]
-    total = tl.sum(tiles[0], axis=1)
+    # Lanes add up their own columns first: threads meet once a sum, not once a tile.
+    total = tiles[0]
     for i in tl.static_range(1, len(tiles)):
-        total += tl.sum(tiles[i], axis=1)
-    mean = (total / E)[:, None]
+        total += tiles[i]
+    mean = (tl.sum(total, axis=1) / E)[:, None]
     squares = tl.zeros_like(total)
     for i in tl.static_range(len(tiles)):
         centred = tiles[i] - mean
         if i * CHUNK + CHUNK > E:
             centred = tl.where(i * CHUNK + column < E, centred, 0.0)
-        squares += tl.sum(centred * centred, axis=1)
-    scale = tl.rsqrt(squares / E + eps)[:, None]
+        squares += centred * centred
+    scale = tl.rsqrt(tl.sum(squares, axis=1) / E + eps)[:, None]
     for i in tl.static_range(len(tiles)):
         mask = i * CHUNK + column < E
         weight = tl.load(weight_ptr + i * CHUNK + column, mask=mask, other=0.0).to(tl.float32)

@@ -189,22 +189,26 @@ def pool_classify(
     classifier_weight: Tensor,
     classifier_bias: Tensor,
     *,
+    pooled: Tensor | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
     """Return the logits, classifier(tanh(pooler(cls))).
 
-    What lies between the two products is not rounded to the dtype of cls.
+    What lies between the two products, tanh(pooler(cls)), is float32 whatever the dtype of cls.
 
     Args:
         cls: [B, E], the first row of each pair.
         pooler_weight, pooler_bias: [E, E] and [E].
         classifier_weight, classifier_bias: [C, E] and [C].
+        pooled: [B, E], float32; what lies between is left there.
         out: [B, C].
 
     Returns:
         [B, C].
     """
     pooled_BE = torch.tanh(_affine(cls, pooler_weight, pooler_bias))
+    if pooled is not None:
+        pooled.copy_(pooled_BE)
     return _give(_affine(pooled_BE, classifier_weight, classifier_bias), cls, out)
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from segue.kernels import launching, reference
 
 HERE = torch.zeros(0).device  # where tensors are made: the CPU, or the GPU that kernels run on
-TARGETS = tuple(launching.TARGETS) if launching.INTERPRETED else (launching.target(HERE),)
+TARGETS = tuple(launching.TARGETS) if launching.INTERPRETED else (launching.target(torch.device("cuda")),)
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 # Poison, as bits: NaNs that are known again; integers far out of any table. That of a result is one more,
 # since arithmetic passes a NaN's bits on.

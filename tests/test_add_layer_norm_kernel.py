@@ -44,14 +44,17 @@ def test_as_exact_as_it_may_be_and_touches_what_it_says(rows: int, hidden: int, 
     assert meter.read_again == 0
 
 
-def test_many_rows_take_the_other_line_of_the_table_and_have_the_same_bits() -> None:
-    inputs = _inputs(1030, 16, torch.float16)
+@pytest.mark.parametrize(("hidden", "wanted"), [(16, [16, 4, 4, 4]), (128, [16, 2, 2, 2])])
+def test_many_rows_take_the_other_line_of_the_table_and_have_the_same_bits(
+    hidden: int, wanted: list[int]
+) -> None:
+    inputs = _inputs(1030, hidden, torch.float16)
     with launches() as made:
         many = add_layer_norm(*inputs, EPS)
         few = [
             add_layer_norm(*(x[row : row + 7] for x in inputs[:2]), *inputs[2:], EPS) for row in (0, 9, 1023)
         ]
-    assert [launch.options["ROWS"] for launch in made] == [16, 4, 4, 4]
+    assert [launch.options["ROWS"] for launch in made] == wanted
     assert_op_as_exact(many, "add_layer_norm", *inputs, EPS)
     for row, part in zip((0, 9, 1023), few, strict=True):
         assert torch.equal(part, many[row : row + 7])

@@ -81,7 +81,8 @@ def test_products_run_on_matrix_units(report, target, unit):
         found = [
             e for e in report["entries"] if (e["op"], e["target"], e["dtype"]) == (op, target, "float16")
         ]
-        assert [entry["matrix"] for entry in found] == [[unit]]
+        kernels = 2 if target == "sm_90" else 1  # one that the tensor memory accelerator feeds besides
+        assert [entry["matrix"] for entry in found] == [[unit]] * kernels
 
 
 def test_operand_tiles_are_there_to_be_checked(report):

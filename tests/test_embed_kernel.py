@@ -50,12 +50,13 @@ def test_as_exact_as_it_may_be_and_touches_what_it_says(
     assert meter.total == cost.bytes
 
 
-def test_a_token_has_the_same_bits_wherever_it_stands() -> None:
-    inputs = _inputs(1030, 16, torch.float16)
+@pytest.mark.parametrize(("hidden", "wanted"), [(16, [16, 4]), (128, [16, 2])])
+def test_a_token_has_the_same_bits_wherever_it_stands(hidden: int, wanted: list[int]) -> None:
+    inputs = _inputs(1030, hidden, torch.float16)
     with launches() as made:
         many = embed(*inputs, EPS)
         few = embed(*(ids[1020:1027] for ids in inputs[:3]), *inputs[3:], EPS)
-    assert [launch.options["ROWS"] for launch in made] == [16, 4]
+    assert [launch.options["ROWS"] for launch in made] == wanted
     assert torch.equal(few, many[1020:1027])
 
 

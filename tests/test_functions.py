@@ -118,7 +118,7 @@ def test_a_function_is_its_twin_and_its_kernel(
     _same(found, getattr(reference, PYTHON[name])(*arguments).numpy())
     with launches() as made:
         kernel = getattr(kernels, PYTHON[name])(*arguments)
-    assert len(made) == 1
+    assert len(made) == (2 if name == "PoolClassify" else 1)
     _same(kernel.numpy(), found)
 
 

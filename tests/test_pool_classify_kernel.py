@@ -1,4 +1,4 @@
-"""PoolClassify's kernel, interpreted: two products and a tanh in one launch."""
+"""PoolClassify's kernels, interpreted: two products and a tanh, nothing rounded between them."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from kernel_tools import DTYPES, HERE, Fence, assert_op_as_exact, launches, stat
 from torch import Tensor
 
 from segue.kernels import pool_classify
+from segue.kernels.reference import linear
 
 MODULE = importlib.import_module("segue.kernels._pool_classify")
 NAMES = ("cls", "pooler_weight", "pooler_bias", "classifier_weight", "classifier_bias")
@@ -30,10 +31,12 @@ def _measure(pairs: int, hidden: int, labels: int, dtype: torch.dtype) -> None:
     """Run it between fences and hold it to the twin and the poison."""
     inputs, fence = _inputs(pairs, hidden, labels, dtype), Fence()
     fenced, out = [fence.put(x) for x in inputs], fence.out((pairs, labels), dtype)
+    pooled = fence.out((pairs, hidden), torch.float32)
     with launches() as made:
-        assert pool_classify(*fenced, out=out) is out
+        assert pool_classify(*fenced, pooled=pooled, out=out) is out
     fence.check()
-    assert [launch.kernel for launch in made] == ["_pool_classify_kernel"]
+    assert [launch.kernel for launch in made] == ["_pool_kernel", "_classify_kernel"]
+    assert torch.allclose(pooled, torch.tanh(linear(*(x.float() for x in inputs[:3]))), atol=1e-5)
     assert_op_as_exact(out, "pool_classify", *inputs)
 
 
@@ -54,9 +57,9 @@ def test_the_sizes_of_real_models(hidden: int) -> None:
 def test_it_touches_what_it_says(pairs: int, hidden: int, labels: int) -> None:
     fence = Fence()
     fenced = [fence.put(x) for x in _inputs(pairs, hidden, labels, torch.float16)]
-    out = fence.out((pairs, labels), torch.float16)
+    out, pooled = fence.out((pairs, labels), torch.float16), fence.out((pairs, hidden), torch.float32)
     with traffic(*fence.tensors) as meter:
-        pool_classify(*fenced, out=out)
+        pool_classify(*fenced, pooled=pooled, out=out)
     assert meter.total == MODULE.cost(B=pairs, E=hidden, C=labels, s=2).bytes
 
 
@@ -117,6 +120,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "classifier's bias": ({"classifier_bias": torch.zeros(3)}, r"classifier_bias: expected shape \[2\]"),
     "device": ({"classifier_bias": torch.zeros(2, device="meta")}, f"classifier_bias: expected it on {HERE}"),
     "strides": ({"cls": torch.zeros(64, 4).T}, "cls: expected a contiguous last axis"),
+    "pooled": ({"pooled": torch.zeros(4, 64).half()}, "pooled: expected float32"),
     "out": ({"out": torch.zeros(4, 3)}, r"out: expected shape \[4, 2\]"),
     "gradient": ({"cls": torch.zeros(4, 64, requires_grad=True)}, "cls: requires a gradient"),
 }

@@ -212,6 +212,15 @@ def test_warm_up_launches_and_captures_every_bucket_once(executor, monkeypatch):
     assert executor._graphs[Bucket(64, 1, 32)].replays == 1
 
 
+def test_shares_of_what_is_compiled_are_all_of_it_and_capture_nothing(executor, monkeypatch):
+    events: list[Bucket] = []
+    monkeypatch.setattr(executor._launches, "launch", events.append)
+    for first in range(3):
+        executor.compile(first, 3)
+    assert sorted(events) == executor._buckets
+    assert not executor._graphs
+
+
 def test_a_capture_ends_whatever_happens_in_it(monkeypatch):
     events: list[Any] = []
 
@@ -259,7 +268,7 @@ def _compile(name: str) -> None:
 
 
 def test_a_kernel_that_is_compiled_after_the_warm_up_is_told(executor, hook, caplog, monkeypatch):
-    monkeypatch.setattr(executor._launches, "launch", lambda sizes: _compile("_linear_kernel"))
+    monkeypatch.setattr(executor._launches, "launch", lambda sizes: _compile("linear_kernel"))
     with caplog.at_level(logging.WARNING, logger="segue"):
         run(executor, packed([5]))
         for _ in executor.warm_up():
@@ -271,10 +280,10 @@ def test_a_kernel_that_is_compiled_after_the_warm_up_is_told(executor, hook, cap
             pass
         run(executor, packed([5]))
     message = (
-        "_linear_kernel was compiled, or loaded, after the warm-up: _linear_kernel[num_warps=4](rows: i32)"
+        "linear_kernel was compiled, or loaded, after the warm-up: linear_kernel[num_warps=4](rows: i32)"
     )
     assert [record.getMessage() for record in caplog.records] == [message, message]
-    assert hook == [*["_linear_kernel"] * 2, "_of_somebody_else", *["_linear_kernel"] * 3]
+    assert hook == [*["linear_kernel"] * 2, "_of_somebody_else", *["linear_kernel"] * 3]
 
 
 def test_another_engine_s_compiles_are_not_blamed_on_the_one_that_is_warm(bundle, hook, caplog, monkeypatch):

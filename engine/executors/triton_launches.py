@@ -51,6 +51,8 @@ class Launches:
         self.arena = torch.empty(size, device=device, dtype=dtype)
         self.feed = Feed(most, device, stream)
         self.logits = torch.empty(most.pairs, plan.labels, device=device, dtype=torch.float32)
+        hidden = next(step.columns for step in plan.steps if step.output == plan.steps[-1].inputs[0])
+        self.pooled = torch.empty(most.pairs, hidden, device=device, dtype=torch.float32)
 
     def launch(self, sizes: Bucket) -> None:
         """Launch the whole plan for these sizes, on the numbers that the feed holds."""
@@ -67,13 +69,15 @@ class Launches:
                     options["longest"] = sizes.longest
                 if step.op in _TAKE_LIVE:
                     options["live"] = values[step.rows]
+                if step.op == "pool_classify":
+                    options["pooled"] = self.pooled[: sizes.pairs]
                 getattr(kernels, step.op)(*inputs, **options, out=values[step.output])
 
     def close(self) -> None:
         """Give the memory back."""
         self.weights.clear()
         self.feed.close()
-        self.arena = self.logits = torch.empty(0)
+        self.arena = self.logits = self.pooled = torch.empty(0)
 
     def describe(self) -> list[str]:
         """The weight of it, then a line for each launch."""

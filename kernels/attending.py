@@ -1,0 +1,106 @@
+"""Attention within one pair, by tiles: the parts that `_packed_attention` puts together."""
+
+from __future__ import annotations
+
+__all__ = ["attend", "attend_short"]
+
+import triton
+import triton.language as tl
+
+from segue.kernels.arithmetic import exp2
+
+
+@triton.jit
+def attend(
+    q_ptr, k_ptr, v_ptr, out_ptr, stride, out_stride, first, length, scale,
+    D: tl.constexpr, DEPTH: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr, PTX: tl.constexpr,
+):  # fmt: skip
+    """The context of QUERIES rows, from `first` on, of the pair and head that the pointers point to."""
+    query = (first + tl.arange(0, QUERIES))[:, None]
+    d = tl.arange(0, DEPTH)
+    column = d[None, :] < D
+    q = tl.load(q_ptr + query * stride + d[None, :], mask=(query < length) & column, other=0.0)
+    most = tl.full((QUERIES,), float("-inf"), dtype=tl.float32)
+    total = tl.zeros((QUERIES,), dtype=tl.float32)
+    context = tl.zeros((QUERIES, DEPTH), dtype=tl.float32)
+    if q_ptr.dtype.element_ty.primitive_bitwidth == 16 and DEPTH <= 64:
+        whole = length // KEYS * KEYS
+        for start in range(0, whole, KEYS):
+            most, total, context = _attend_to(
+                q,
+                k_ptr,
+                v_ptr,
+                stride,
+                start,
+                length,
+                most,
+                total,
+                context,
+                scale,
+                D,
+                DEPTH,
+                KEYS,
+                False,
+                PTX,
+            )
+        if whole < length:
+            most, total, context = _attend_to(
+                q, k_ptr, v_ptr, stride, whole, length, most, total, context, scale, D, DEPTH, KEYS, True, PTX
+            )
+    else:  # written out twice, it would need more registers than there are
+        for start in range(0, length, KEYS):
+            most, total, context = _attend_to(
+                q, k_ptr, v_ptr, stride, start, length, most, total, context, scale, D, DEPTH, KEYS, True, PTX
+            )
+    context = context / total[:, None]
+    out_ptrs = out_ptr + query * out_stride + d[None, :]
+    tl.store(out_ptrs, context.to(out_ptr.dtype.element_ty), mask=(query < length) & column)
+
+
+@triton.jit
+def _attend_to(
+    q, k_ptr, v_ptr, stride, start, length, most, total, context, scale,
+    D: tl.constexpr, DEPTH: tl.constexpr, KEYS: tl.constexpr, PART: tl.constexpr, PTX: tl.constexpr,
+):  # fmt: skip
+    """What is carried of each row, its maximum, sum and context, after the block of keys from `start` on.
+    PART: some of its keys may lie beyond the pair."""
+    key, d = start + tl.arange(0, KEYS), tl.arange(0, DEPTH)
+    offs = key[:, None] * stride + d[None, :]
+    mask = d[None, :] < D
+    if PART:
+        mask = mask & (key < length)[:, None]
+    if PART or D < DEPTH:
+        k, v = tl.load(k_ptr + offs, mask=mask, other=0.0), tl.load(v_ptr + offs, mask=mask, other=0.0)
+    else:
+        k, v = tl.load(k_ptr + offs), tl.load(v_ptr + offs)
+    scores = tl.dot(q, k.T, input_precision="ieee")
+    if PART:
+        scores = tl.where((key < length)[None, :], scores, float("-inf"))
+    # Scores are scaled where the maximum is subtracted, in one instruction.
+    larger = tl.maximum(most, tl.max(scores, axis=1) * scale)
+    power = exp2(scores * scale - larger[:, None], PTX)
+    fade = exp2(most - larger, PTX)
+    total = total * fade + tl.sum(power, axis=1)
+    context = tl.dot(power.to(v.dtype), v, context * fade[:, None], input_precision="ieee")
+    return larger, total, context
+
+
+@triton.jit
+def attend_short(
+    q_ptr, k_ptr, v_ptr, out_ptr, stride, out_stride, heads, length, scale,
+    D: tl.constexpr, DEPTH: tl.constexpr, HEADS: tl.constexpr, SHORT: tl.constexpr, PTX: tl.constexpr,
+):  # fmt: skip
+    """The context of all rows of a pair, of HEADS heads from the one on that the pointers point to."""
+    head = tl.arange(0, HEADS)[:, None, None]
+    row, d = tl.arange(0, SHORT)[None, :, None], tl.arange(0, DEPTH)[None, None, :]
+    mask = (head < heads) & (row < length) & (d < D)
+    offs = row * stride + head * D + d
+    q = tl.load(q_ptr + offs, mask=mask, other=0.0)
+    k = tl.load(k_ptr + offs, mask=mask, other=0.0)
+    v = tl.load(v_ptr + offs, mask=mask, other=0.0)
+    scores = tl.dot(q, tl.permute(k, (0, 2, 1)), input_precision="ieee") * scale
+    scores = tl.where(tl.arange(0, SHORT)[None, None, :] < length, scores, float("-inf"))
+    power = exp2(scores - tl.max(scores, axis=2)[:, :, None], PTX)
+    context = tl.dot(power.to(v.dtype), v, input_precision="ieee") / tl.sum(power, axis=2)[:, :, None]
+    out_ptrs = out_ptr + row * out_stride + head * D + d
+    tl.store(out_ptrs, context.to(out_ptr.dtype.element_ty), mask=mask)
