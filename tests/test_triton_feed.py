@@ -24,7 +24,10 @@ class Stream:
     """A stream of the device; what it is told goes into `record`, with what was copied by then."""
 
     def __init__(self, name: str, record: list[str]) -> None:
-        self.name, self.record, self.events = name, record, 0
+        self.name, self.record, self.events, self.idle = name, record, 0, False
+
+    def query(self) -> bool:
+        return self.idle
 
     def record_event(self) -> Event:
         self.events += 1
@@ -106,6 +109,19 @@ def test_a_batch_is_copied_beside_the_kernels_and_no_step_overtakes_another(feed
         # the first slot again: what was in it has left the host, and the device has read it
         *["host waits for copies1", "in copies", "copies waits for kernels1", "out of copies"],
         "kernels waits for copies3",
+    ]
+
+
+def test_a_device_that_is_idle_gets_a_batch_straight(feed, record):
+    feed._stream.idle = True
+    for length in (5, 6, 7):
+        feed.send(packed([length]), SIZES)
+        assert _sent(feed, SIZES)["tokens"] == [length]
+    feed._stream.idle = False
+    feed.send(packed([8]), SIZES)
+    assert record == [
+        "host waits for kernels1",  # the first slot again
+        *["host waits for kernels2", "in copies", "out of copies", "kernels waits for copies1"],
     ]
 
 

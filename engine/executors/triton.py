@@ -158,6 +158,14 @@ class TritonExecutor:
         watch()
         self._warm = True
 
+    def compile(self, first: int = 0, step: int = 1) -> None:
+        """Compile what the buckets launch, from the first on and every step-th: a share of it, for a process
+        that fills Triton's cache beside others."""
+        for bucket in self._buckets[first::step]:
+            with self._lock, self._guard.failing(), self._on_device():
+                self._launches.feed.numbers.zero_()
+                self._launches.launch(bucket)
+
     def close(self) -> None:
         """Give back the device's memory. A second time there is nothing left to give."""
         with self._lock:
@@ -173,8 +181,9 @@ class TritonExecutor:
 
     def _start(self, batch: PackedBatch) -> Callable[[], _Logits]:
         """Send a batch on its way; what is returned waits for its logits."""
-        lengths = np.diff(batch.cu_seqlens)
-        exact = Bucket(len(batch.input_ids), len(lengths), int(lengths.max(initial=0)))
+        bounds = batch.cu_seqlens
+        longest = int((bounds[1:] - bounds[:-1]).max()) if len(bounds) > 1 else 0
+        exact = Bucket(len(batch.input_ids), len(bounds) - 1, longest)
         if exact.tokens > self._launches.most.tokens or exact.pairs > self._launches.most.pairs:
             raise InputError(
                 f"batch: {exact.tokens} tokens, {exact.pairs} pairs; the executor was laid out for up to "

@@ -7,6 +7,7 @@ Sizes are in elements; bytes, devices and launches are none of its business.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 
 from segue.executors.triton_plan import INPUTS, PAIRS, TOKENS, Plan
 
@@ -41,7 +42,8 @@ def arrange(plan: Plan, rows: Mapping[str, int]) -> tuple[dict[str, int], int]:
     return places, size
 
 
-def arrange_numbers(tokens: int, pairs: int) -> tuple[dict[str, slice], int]:
+@lru_cache(maxsize=1024)  # of as many buckets; a call has no time to lose
+def arrange_numbers(tokens: int, pairs: int) -> tuple[Mapping[str, slice], int]:
     """(where each part lies, numbers in all) of a batch of up to so many tokens and pairs: how many of both
     there are, as TOKENS and PAIRS, and the graph's inputs."""
     sizes = {TOKENS: 1, PAIRS: 1} | {name: pairs + 1 if name == "cu_seqlens" else tokens for name in INPUTS}

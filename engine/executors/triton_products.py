@@ -16,9 +16,9 @@ from torch import Tensor
 __all__ = ["LIBRARY_ROWS", "library", "linear"]
 
 # The library is faster than segue.kernels.linear from so many rows on, by target and bytes of an element.
-# bench/tune.py measures it on the GPU that is there; no line has been measured yet. In float32 the library
-# may round its operands to TF32, by a switch that is the whole process's.
-LIBRARY_ROWS = {("sm_80", 2): 1, ("sm_90", 2): 1, ("sm_100", 2): 1, ("gfx942", 2): 1}
+# bench/tune.py measures it on the GPU that is there: sm_90's on an H200, the others are put down. In float32
+# the library may round its operands to TF32, by a switch that is the whole process's.
+LIBRARY_ROWS = {("sm_80", 2): 1, ("sm_90", 2): 512, ("sm_100", 2): 1, ("gfx942", 2): 1}
 _switched = Lock()
 
 
