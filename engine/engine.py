@@ -254,6 +254,7 @@ class Engine:
         import logging  # 7 ms that a process which warms nothing up need not pay
 
         started = perf_counter()
+        self._encoder.warm_up()
         steps = self._executor.warm_up()
         count = sum(1 for _ in (_counted(steps) if progress else steps))
         longest = max(1, self._manifest.max_tokens - 4)  # three special tokens and one of "b"

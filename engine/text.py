@@ -120,6 +120,10 @@ class PairEncoder:
             raise InputError(error.reason, index=int(np.argmax(inverse == error.index))) from None
         return Encoded(ids, starts, distinct, kept, inverse, self.cls_id, self.sep_id)
 
+    def warm_up(self) -> None:
+        """Do beforehand what would otherwise wait until thousands of words were new."""
+        self._words.read_vocabulary()
+
     def tokens(self, ids: Ints) -> list[str]:
         """Return the vocabulary's spelling of each id."""
         return [self._tokenizer.id_to_token(number) or "" for number in ids.tolist()]

@@ -1,14 +1,17 @@
 """Words to token ids: each is tokenised when it is new and remembered, within bounds.
 
 BERT's tokenizers never look across a space, so the ids of a text are those of its words, end to end, and a
-lookup costs a twentieth of tokenising. What is remembered depends on the word alone, so any number of threads
-may use it at once. Where a tokenizer does look across spaces, whole sentences take the place of words. Knows
-nothing about pairs.
+lookup costs a twentieth of tokenising. A plain word that is in the vocabulary as a whole, with or without a
+mark at its end, needs no tokenizer at all. What is remembered depends on the word alone, so any number of
+threads may use it at once. Where a tokenizer does look across spaces, whole sentences take the place of
+words. Knows nothing about pairs.
 """
 
 from __future__ import annotations
 
+import sys
 from itertools import chain
+from string import punctuation
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +25,7 @@ __all__ = ["Words"]
 _SENTENCES_AT_ONCE = 1024  # bounds the lists of their words, and how far room is overrun
 _RUN = 64  # new words to a text: its own costs, 4 us, are as much as those of a word
 _TEXTS = 256  # to a call, for the tokenizer's threads to share out; bounds its objects, some 70 bytes a token
+_WORTH = 8192  # new words, from which on it pays to have read the vocabulary: 20 ms and 5 MB
 _REMEMBERED = 1 << 18  # characters, and 16 more a word: of prose some 11,000 words, twice, in 3 MB
 
 
@@ -38,6 +42,24 @@ def _word_by_word(tokenizer: Tokenizer) -> bool:
     )
 
 
+def _whole_words(tokenizer: Tokenizer) -> dict[str, bytes]:
+    """The ids, as int32, of words of ASCII letters and digits that WordPiece finds whole, and of ASCII marks;
+    nothing if an added token could be found within a word and a mark after it."""
+    added = tokenizer.get_added_tokens_decoder().values()
+    if any(sum(not _plain(c) for c in token.content) < 2 for token in added):
+        return {}
+    longest = tokenizer.model.max_input_chars_per_word
+    return {
+        word: number.to_bytes(4, sys.byteorder)
+        for word, number in tokenizer.get_vocab(with_added_tokens=False).items()
+        if (_plain(word) and len(word) <= longest) or (len(word) == 1 and word in punctuation)
+    }
+
+
+def _plain(word: str) -> bool:
+    return word.isascii() and word.isalnum()
+
+
 def _spelt(sentences: list[str], splits: int, known: dict[str, bytes]) -> list[bytes]:
     """Return the ids of each sentence, all of whose words are known."""
     ids = known.__getitem__
@@ -52,6 +74,9 @@ class Words:
         # Stands between the words of a text, so that its id parts theirs.
         self._bar = tokenizer.token_to_id("|") if _word_by_word(tokenizer) else None
         self._splits = 0 if self._bar is None else -1
+        self._lower = self._bar is not None and tokenizer.normalizer.lowercase
+        self._whole: dict[str, bytes] | None = None if self._bar is not None else {}
+        self._met = 0  # new words so far, about: threads may count past each other
         self._known: dict[str, bytes] = {}  # as int32
         self._older: dict[str, bytes] = {}  # what was known when room last ran out; words come back from it
         self._room = _REMEMBERED
@@ -73,15 +98,42 @@ class Words:
                 new = {word for word in words if word not in known}
                 known.update((word, older[word]) for word in new if word in older)
                 # Not `older` again: it may have grown since, as another thread's `known`.
-                self._learn([word for word in new if word not in known], known, _RUN if splits else 1)
+                rest = self._look_up([word for word in new if word not in known], known)
+                self._learn(rest, known, _RUN if splits else 1)
                 self._room -= sum(map(len, new)) + 16 * len(new)
                 rows += _spelt(some, splits, known)
                 if self._room < 0:
-                    older, known = known, {}
+                    older, known = known, dict(self._whole or ())
                     self._older, self._known, self._room = older, known, _REMEMBERED
         starts = np.zeros(len(rows) + 1, dtype=np.int64)
         np.cumsum(np.fromiter(map(len, rows), dtype=np.int64, count=len(rows)) // 4, out=starts[1:])
         return np.frombuffer(b"".join(rows), dtype=np.int32), starts
+
+    def read_vocabulary(self) -> None:
+        """Do now what otherwise waits until enough words have been new."""
+        if self._whole is None:
+            self._whole = _whole_words(self._tokenizer)
+            self._known.update(self._whole)
+
+    def _look_up(self, words: list[str], known: dict[str, bytes]) -> list[str]:
+        """Add the ids of the words that need no tokenizer; return the others."""
+        self._met += len(words)
+        if self._met >= _WORTH:
+            self.read_vocabulary()
+        if not (whole := self._whole):
+            return words
+        rest = []
+        for word in words:
+            ids = mark = b""
+            if _plain(word):
+                ids = whole.get(word.lower() if self._lower else word, b"")
+            elif _plain(word[:-1]) and (mark := whole.get(word[-1], b"")):
+                ids = whole.get(word[:-1].lower() if self._lower else word[:-1], b"")
+            if ids:
+                known[word] = ids + mark
+            else:
+                rest.append(word)
+        return rest
 
     def _learn(self, words: list[str], known: dict[str, bytes], run: int) -> None:
         """Add the ids of `words`, of which the tokenizer gets `run` at a time as one text."""

@@ -223,6 +223,53 @@ def test_a_word_is_read_when_it_is_new_and_not_again(fresh):
     assert first.ids.tolist()[: first.starts[2]] == ids[0] + ids[1]
 
 
+def test_a_word_that_the_vocabulary_has_whole_needs_no_tokenizer(fresh):
+    fresh.warm_up()
+    reader = _reader(fresh)
+    sides = "The man, the man. WENT! 4 i", "unman re-man man's man.. went? \u00e9 the\u00e9 ."
+    encoded = fresh.encode([sides])
+    (text,) = reader.texts
+    assert sorted(text.split(" | ")) == ["man's", "man..", "re-man", "the\u00e9", "unman", "\u00e9"]
+    ids = [fresh._tokenizer.encode(side, add_special_tokens=False).ids for side in sides]
+    assert encoded.ids.tolist() == ids[0] + ids[1]
+
+
+def test_the_vocabulary_is_not_forgotten(fresh):
+    fresh.warm_up()
+    whole = fresh._words._whole
+    assert fresh._words._known == whole
+    fresh._words._room = 0
+    fresh.encode([("the manman", "went")])
+    assert fresh._words._known == whole
+    assert fresh._words._known is not whole
+    assert {*fresh._words._older} == {*whole, "manman"}
+
+
+def test_the_vocabulary_is_read_once_enough_words_were_new(fresh):
+    fresh.encode([(" ".join(f"{i}th" for i in range(8180)), "the man")])
+    assert fresh._words._whole is None
+    fresh.encode([("the store", " ".join(f"{i}x" for i in range(30)))])
+    assert fresh._words._whole
+
+
+@given(st.data())
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_the_vocabulary_s_words_are_spelt_as_the_tokenizer_spells_them(tokenizers, data):
+    encoder, judge = tokenizers
+    encoder.warm_up()
+    known = st.sampled_from(sorted(judge.get_vocab()))
+    word = st.one_of(known, known.map(str.upper), known.map(str.title), st.text(max_size=4))
+    mark = st.sampled_from(["", ".", ",", "!?", "'s", "_", "|", "\u0301", "x", "7"])
+    sides = [
+        " ".join(a + b for a, b in data.draw(st.lists(st.tuples(word, mark), max_size=20))) for _ in range(2)
+    ]
+    expected = judge(list(dict.fromkeys(sides)), add_special_tokens=False)["input_ids"]
+    for known in ({}, dict(encoder._words._whole)):  # every word is new, or as after room ran out
+        encoder._words._known, encoder._words._older = known, {}
+        encoded = encoder.encode([sides])
+        assert encoded.ids.tolist() == [number for ids in expected for number in ids]
+
+
 def test_words_with_a_bar_are_read_one_by_one(fresh):
     """The bar stands between the words of a text, so one in a word would part it."""
     reader = _reader(fresh)
@@ -330,6 +377,20 @@ def test_a_tokenizer_that_reads_word_by_word_may_have_tokens_of_its_own(tmp_path
     assert encoder._words._bar is not None
     for a, b in (("<|q|> the man", "x<|q|>|"), ("<|q|>", "<|q|><|q|> <|Q|>")):
         assert _ours(encoder, a, b, "longest_first", 512) == _judged(judge, a, b, "longest_first", 512)
+
+
+@pytest.mark.parametrize("content", ["an", "e.", "."])
+def test_a_token_that_may_stand_within_a_word_is_found_there(tmp_path, make_checkpoint, content):
+    """Though the vocabulary has the word whole."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(make_checkpoint() / "tokenizer.json"))
+    _added(content)(tokenizer)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    encoder, judge = _both(tmp_path)
+    encoder.warm_up()
+    a, b = "the man went home.", "like the store."
+    assert _ours(encoder, a, b, "longest_first", 512) == _judged(judge, a, b, "longest_first", 512)
 
 
 def _of_a_sequence(tokenizer: Any) -> None:
