@@ -1,6 +1,7 @@
 """Everything about this GPU in one run of a few minutes: what it is, if all is right on it, how fast it is.
 
-    python bench/gpu.py [--out DIR] [--only SECTION...] [--seconds 460] [--autotune] [--sanitize] [--tests]
+    python bench/gpu.py [--out DIR] [--only SECTION...] [--precision float16...] [--seconds 460]
+                        [--autotune] [--sanitize] [--tests]
     python bench/gpu.py --prepare DIR        on a machine with segue[export], for one without: --prepared DIR
     python bench/gpu.py --smoke              toy sizes, interpreted: takes every path, measures nothing
 
@@ -29,6 +30,7 @@ __all__ = ["main", "run_sections", "sections"]
 
 PREPARED = ROOT / "build" / "gpu"  # ignored by git
 RESULTS = ROOT / "bench" / "results"
+PRECISIONS = ("float16", "bfloat16", "float32")
 
 
 def main(given: list[str] | None = None) -> None:
@@ -76,7 +78,7 @@ def run_sections(arguments: argparse.Namespace, given: list[str], device: Any) -
 
             stack.enter_context(fixed_order())
         run = Run(path, arguments.seconds, date=date, smoke=arguments.smoke, arguments=given)
-        work = Work(prepared, folder, device, arguments.bundle)
+        work = Work(prepared, folder, device, arguments.bundle, arguments.precision)
         for section in sections(run, arguments):
             began = time.monotonic() - started
             run.take(section, work)
@@ -110,15 +112,15 @@ def sections(run: Any, arguments: argparse.Namespace) -> list[Any]:
         Section("ceilings", lambda work, found: ceilings(work.device, found), 20),
         Section(kernels, partial(check_kernels, run), 45),
         Section(models, partial(check_models, run), 60),
+        Section("throughput", partial(throughput, run), 80, models),
+        Section("latency", partial(latency, run), 25, models),
+        Section("peers", partial(compare_peers, run, **autotune), 900 if arguments.autotune else 120, models),
+        Section("end to end", partial(end_to_end, run), 35, models),
+        Section("profile", partial(profile, run), 20, models),
         Section(
             "kernels", partial(time_kernels, run, **autotune), 600 if arguments.autotune else 70, kernels
         ),
-        Section("throughput", partial(throughput, run), 80, models),
-        Section("profile", partial(profile, run), 20, models),
-        Section("latency", partial(latency, run), 25, models),
-        Section("end to end", partial(end_to_end, run), 35, models),
         Section("warm-up", partial(warm_ups, run), 80),
-        Section("peers", partial(compare_peers, run, **autotune), 900 if arguments.autotune else 120, models),
     ]
     if arguments.sanitize:
         every.append(Section("memory", partial(check_memory, run), 120))
@@ -136,6 +138,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--out", type=Path, default=RESULTS, metavar="DIR", help="default: bench/results")
     parser.add_argument("--only", nargs="+", metavar="SECTION", help="these, and what they rely on")
+    parser.add_argument(
+        "--precision", nargs="+", choices=PRECISIONS, default=PRECISIONS, help="these alone; default: all"
+    )
     parser.add_argument("--seconds", type=float, default=460.0, help="for everything; default: 460")
     parser.add_argument("--bundle", type=Path, metavar="DIR", help="to score from text; default: segue's own")
     parser.add_argument("--prepare", type=Path, metavar="DIR", help="write what a run needs, and end")

@@ -55,17 +55,17 @@ def compile_ahead(run: Run, work: Work, found: dict[str, Any]) -> None:
 
 def _jobs(work: Work) -> list[dict[str, Any]]:
     from gpu_parity import RAGGED, SIZES, SMOKE_RAGGED, SMOKE_SIZES
-    from gpu_parity_models import PRECISIONS
 
     if work.smoke:
         return [{"kernels": (SMOKE_SIZES[0], SMOKE_RAGGED, "float32"), "device": "cpu"}]
     jobs: list[dict[str, Any]] = []
-    for precision in PRECISIONS:
+    shares = max(1, (os.cpu_count() or 1) // (2 * len(work.precisions)) - 1)  # of a model's launches
+    for precision in work.precisions:
         jobs += [{"kernels": (size, RAGGED, precision), "device": "cuda"} for size in SIZES]
         for name in work.names:
             model = work.model(name)
-            jobs.append({"model": str(model.bundle), "precision": precision,
-                         "tokens": max(work.budgets), "longest": model.longest})  # fmt: skip
+            about = {"model": str(model.bundle), "precision": precision, "longest": model.longest}
+            jobs += [{**about, "tokens": max(work.budgets), "share": (i, shares)} for i in range(shares)]
     return jobs
 
 
@@ -82,8 +82,8 @@ def _do(job: dict[str, Any]) -> None:
             batch_tokens=job["tokens"],
             longest=job["longest"],
         )
-        for _ in executor.warm_up():
-            pass
+        first, shares = job["share"]
+        executor.compile(first, shares)
         return
     import torch
     from gpu_parity import cases, fault_of

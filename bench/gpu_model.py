@@ -24,7 +24,8 @@ _UNTRUSTED = "the executor did not pass the parity section"
 def sides_of(run: Run, work: Work, model: str) -> tuple[dict[str, tuple[str, bool]], dict[str, Any]]:
     """What to time of a model, a label to a precision and whether batch-invariant; and why not the others."""
     sides, others = {}, {}
-    for precision in ("float16",) if work.smoke else ("float16", "bfloat16"):
+    timed = ("float16",) if work.smoke else ("float16", "bfloat16")
+    for precision in (precision for precision in timed if precision in work.precisions):
         for invariant in (True, False):
             label = f"segue, {precision}{'' if invariant else ', batch_invariant=False'}"
             if trusted(run, model, precision, invariant):
@@ -59,7 +60,7 @@ def throughput(run: Run, work: Work, found: dict[str, Any]) -> None:
                 row |= {"sides": dict(others), "roofline": work.rooflines[model][workload][str(tokens)]}
                 rows.append(row)
                 calls = _calls(work, model, sides, whole, tokens, seen, row)
-                taken = take_turns(calls, work.device, repeats=1 if work.smoke else 7)
+                taken = take_turns(calls, work.device, repeats=1 if work.smoke else 5)
                 for label, seconds in taken.items():
                     row["sides"][label] = rate(seconds, len(lengths), row["roofline"]["seconds"])
 

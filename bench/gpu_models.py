@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,13 +42,20 @@ class Model(NamedTuple):
 class Work:
     """What was prepared, the models made of it, and executors, each opened once."""
 
-    def __init__(self, prepared: Path, folder: Path, device: torch.device, bundle: Path | None) -> None:
+    def __init__(
+        self,
+        prepared: Path,
+        folder: Path,
+        device: torch.device,
+        bundle: Path | None,
+        precisions: Sequence[str],
+    ) -> None:
         """Read work.json; `folder` is for the models. `bundle` replaces the one that is scored from text."""
         work = json.loads((prepared / WORK).read_text(encoding="utf-8"))
         self.workloads: dict[str, list[int]] = work["workloads"]
         self.budgets: list[int] = work["budgets"]
         self.rooflines, self.ceilings = work["rooflines"], work["ceilings"]
-        self.device, self.smoke = device, device.type == "cpu"
+        self.device, self.smoke, self.precisions = device, device.type == "cpu", precisions
         self._sizes = {name: Dimensions(**sizes) for name, sizes in work["models"].items()}
         self._prepared, self._folder = prepared, folder
         self._models: dict[str, Model] = {}

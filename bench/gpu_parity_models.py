@@ -24,9 +24,8 @@ from segue.bundle import MODEL, read_bundle
 from segue.executors.triton_plan import Plan, read_plan
 from segue.export.bert import Bert
 
-__all__ = ["PRECISIONS", "check_models", "trusted"]
+__all__ = ["check_models", "trusted"]
 
-PRECISIONS = ("float16", "bfloat16", "float32")
 _LENGTHS = (3, 128, 31, 512, 64, 5, 257, 127, 33, 96, 200, 17, 65, 32, 400, 48)  # tokens of the pairs
 _SMOKE_LENGTHS = (3, 9)
 _CLOSE = 1e-6  # what a float64 logit may differ by, of about one, for other orders of summation
@@ -43,7 +42,7 @@ def check_models(run: Run, work: Work, found: dict[str, Any]) -> None:
         batch = batch_of([min(n, model.longest) for n in lengths], 30_000)
         entry = found[name] = {"executors": {}}
         entry["from PyTorch in float64"] = distance = _distance(plan, model, batch, work.device)
-        for precision, invariants in _executors(work.smoke):
+        for precision, invariants in _executors(work):
             dtype = getattr(torch, precision)
             eager, exact = (
                 _eagerly(plan, batch, dtype, arithmetic, work.device) for arithmetic in (dtype, torch.float64)
@@ -72,11 +71,9 @@ def trusted(run: Run, model: str, precision: str, invariant: bool) -> bool:
     return bool(executors.get(f"{precision}, {_said(invariant)}", {}).get("ok"))
 
 
-def _executors(smoke: bool) -> list[tuple[str, tuple[bool, ...]]]:
+def _executors(work: Work) -> list[tuple[str, tuple[bool, ...]]]:
     """Precisions, and whether batch-invariant; interpreted, as few as take every path."""
-    if smoke:
-        return [("float16", (True, False))]
-    return [(precision, (True, False)) for precision in PRECISIONS]
+    return [(precision, (True, False)) for precision in (("float16",) if work.smoke else work.precisions)]
 
 
 def _run(work: Work, name: str, precision: str, invariant: bool, *batches: Any) -> np.ndarray:

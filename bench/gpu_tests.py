@@ -24,9 +24,9 @@ def run_tests(run: Run, work: Work, found: dict[str, Any]) -> None:
     """`found`: whether all of tests/test_*_kernel.py and test_live_rows.py passed, how many did, and which
     did not. Interpreted, where the run is a smoke test, one file of them."""
     files = ["test_live_rows.py"] if work.smoke else ["test_live_rows.py", *_kernels()]
-    command = [sys.executable, "-m", "pytest", "-q", "--tb=short", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-P", "-m", "pytest", "-q", "--tb=short", "-p", "no:cacheprovider"]
     if not work.smoke:
-        command += ["-n", "8"]  # compiling takes longest, a core each; pytest-xdist
+        command += ["-n", str(os.cpu_count())]  # compiling takes longest, a core each; pytest-xdist
     environment = os.environ | {"SEGUE_TESTS_ON_GPU": str(int(not work.smoke))}
     try:
         done = subprocess.run(

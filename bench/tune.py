@@ -1,13 +1,17 @@
-"""Choose the launch tables of the kernels by measurement on the GPU that is there, and print them.
+"""Measure what launch tables choose among on the GPU that is there, beside what they choose, and print it.
 
     python bench/tune.py [--op linear] [--out FILE] [--smoke]
 
 For every line of a table, each candidate is timed on the shapes that the line serves, in MiniLM-L6's sizes
-and in BERT-base's; the one with the least sum of times, each relative to the best of its shape, wins. What
-fixes the order in which a row is summed (the depth of a product's tile, the keys of a block) is the same in
-all lines of one element size: lines are chosen for each such value, and the value with the least time is
-taken. The choice is printed; to put it into the kernel's file is a deliberate act, since scores change in
-their last bits with it. A candidate that does not compile, or whose result is not the twin's, is out.
+and in BERT-base's; the one with the least sum of times, each relative to the best of its shape, wins. Of the
+products every shape is a line of its own: their table has the time that an element takes in each tile, to be
+set so that it chooses what won, or what is as fast. What fixes the order in which a row is summed (the keys
+of a block) is the same in all lines of one element size: lines are chosen for each such value, and the value
+with the least time is taken. The choice is printed, beside the time of the table as it stands; to put it into
+the kernel's file is a deliberate act, since scores may change in their last bits with it. A candidate that
+does not compile, or whose result is not the twin's, is out.
+
+Times are those of replayed GPU graphs, over so many copies of the inputs that none is found in the cache.
 
 Chosen are the tables of the products, of attention and of the LayerNorms, for 16-bit elements; and, with the
 tables as they stand, from how many rows on PyTorch's library is faster at plain products, which an engine
@@ -20,10 +24,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from importlib import import_module
 from itertools import product
 from pathlib import Path
@@ -33,8 +38,14 @@ from unittest.mock import patch
 if "--smoke" in sys.argv:
     os.environ["TRITON_INTERPRET"] = "1"
 
+if __name__ == "__main__":
+    from gpu_path import reach
+
+    reach()
+
 import torch
 import triton
+from gpu_timing import compare, rotations
 from torch import Tensor
 
 from segue import kernels
@@ -44,7 +55,8 @@ from segue.kernels import reference
 from segue.kernels.launching import INTERPRETED, TARGETS, target
 
 MODELS = ((384, 12, 1536), (768, 12, 3072))  # hidden size, heads, feed-forward size
-ROWS = {256: (64, 256), 2048: (512, 2048), None: (8192, 32768)}  # of a line: tokens it is timed on
+ROWS = (64, 128, 256, 512, 1024, 2048, 4096, 16_384)  # of a product
+TOKENS = {1024: (64, 1024), None: (8192, 16_384)}  # of a line of the LayerNorms: tokens it is timed on
 PAIRS = {32: 24, 64: 60, None: 200}  # of a line: the pairs' length it is timed on
 
 
@@ -68,11 +80,15 @@ def main() -> None:
     if not arguments.smoke and not torch.cuda.is_available():
         sys.exit("tune: no GPU here; --smoke tries the script without one")
     tables = [t for t in _tables(device, arguments.smoke) if arguments.op in (None, t.name.split(",")[0])]
+    if arguments.share:
+        return compile_share(tables, *arguments.share)
+    if not arguments.smoke:
+        compile_ahead(arguments.op)
     chosen = {}
     for table in tables:
         chosen[table.name] = choose(table, arguments.smoke)
         for line, found in chosen[table.name].items():
-            print(f"{table.name}, up to {line}: {found['candidate']}  # {found['times']}", flush=True)
+            print(f"{table.name}, {line}: {found['candidate']}  # {found['times']}", flush=True)
     rows = None
     if arguments.op in (None, "library"):
         rows = library_rows(device, arguments.smoke)
@@ -87,6 +103,28 @@ def main() -> None:
     }
     if arguments.out:
         Path(arguments.out).write_text(json.dumps(record, indent=1) + "\n")
+
+
+def compile_ahead(op: str | None) -> None:
+    """Have every candidate compiled by as many processes as there are processors: Triton keeps what comes of
+    it on disk, and one process would take an hour."""
+    processes = os.cpu_count() or 1
+    only = ["--op", op] if op else []
+    shares = [["--share", str(i), str(processes), *only] for i in range(processes)]
+    started = [subprocess.Popen([sys.executable, __file__, *share]) for share in shares]
+    for process in started:
+        process.wait()  # what it could not compile, this process will find again
+
+
+def compile_share(tables: list[Table], first: int, step: int) -> None:
+    """Launch every step-th candidate on every line once, from the first on."""
+    for table in tables:
+        every = [(order, c) for order in table.orders for c in table.candidates(order)]
+        for _, candidate in every[first::step]:
+            for line in table.lines:
+                with table.use(candidate), suppress(Exception):
+                    for op, arguments, options in table.calls(line):
+                        getattr(kernels, op)(*arguments, **options)
 
 
 def choose(table: Table, smoke: bool) -> dict[str, Any]:
@@ -105,11 +143,20 @@ def choose(table: Table, smoke: bool) -> dict[str, Any]:
             lost = {c: sum(t / f for t, f in zip(found, fastest, strict=True)) for c, found in times.items()}
             winner = min(lost, key=lost.__getitem__)
             total += sum(times[winner])
-            shown = ", ".join(f"{1e6 * t:.1f} us" for t in times[winner])
-            lines[str(line)] = {"candidate": winner, "times": shown, "tried": len(candidates)}
+            stands = measure(table, None, calls)
+            lines[str(line)] = {
+                "candidate": winner,
+                "times": f"{_shown(times[winner])}; as the table stands {_shown(stands or [])}",
+                "tried": len(candidates),
+                "all": {str(candidate): _shown(found) for candidate, found in times.items()},
+            }
         else:
             best = min(best, (total, lines), key=lambda entry: entry[0])
     return best[1]
+
+
+def _shown(seconds: list[float]) -> str:
+    return ", ".join(f"{1e6 * t:.2f} us" for t in seconds)
 
 
 def library_rows(device: str, smoke: bool) -> int | None:
@@ -139,9 +186,10 @@ def _library(x: Tensor, weight: Tensor, bias: Tensor, *, out: Tensor | None = No
     return out
 
 
-def measure(table: Table, candidate: tuple[int, ...], calls: list[Any]) -> list[float] | None:
-    """Seconds of each call, or None where the candidate does not compile, or is wrong."""
-    with table.use(candidate):
+def measure(table: Table, candidate: tuple[int, ...] | None, calls: list[Any]) -> list[float] | None:
+    """Seconds of each call, or None where the candidate does not compile, or is wrong. Without a candidate,
+    with the table as it stands."""
+    with ExitStack() if candidate is None else table.use(candidate):
         try:
             for op, arguments, options in calls:
                 found = getattr(kernels, op)(*arguments, **options)
@@ -157,8 +205,15 @@ def measure(table: Table, candidate: tuple[int, ...], calls: list[Any]) -> list[
 def _seconds(op: Callable[..., Tensor], arguments: tuple[Any, ...], options: dict[str, Any]) -> float:
     if INTERPRETED:
         return 1.0  # nothing is measured
+    tensors = [x for x in arguments if isinstance(x, Tensor)]
+    copies = rotations(sum(x.nbytes for x in tensors))
+    sets = [tuple(x.clone() if isinstance(x, Tensor) else x for x in arguments) for _ in range(copies)]
     out = op(*arguments, **options)
-    return triton.testing.do_bench(lambda: op(*arguments, **options, out=out), warmup=5, rep=20) / 1e3
+    calls = [lambda given=given: op(*given, **options, out=out) for given in sets]
+    took = compare({"": calls}, out.device, repeats=3)[""]
+    if "error" in took:
+        raise RuntimeError(took["error"])
+    return float(took["us"]) / 1e6
 
 
 def _tables(device: str, smoke: bool) -> Iterator[Table]:
@@ -174,12 +229,19 @@ def _tables(device: str, smoke: bool) -> Iterator[Table]:
     def make(*shape: int) -> Tensor:
         return torch.randn(shape, device=device, dtype=torch.float16) / shape[-1] ** 0.5
 
-    def products(line: int | None) -> Iterator[tuple[str, tuple[Any, ...], dict[str, Any]]]:
-        for (hidden, _, wide), rows in product(models, (20,) if smoke else ROWS[line]):
-            for op, depth, columns in (
-                ("linear", hidden, 3 * hidden), ("linear_gelu", hidden, wide), ("linear", wide, hidden),
-            ):  # fmt: skip
-                yield op, (make(rows, depth), make(columns, depth), make(columns)), {}
+    def products(line: tuple[str, int, int, int]) -> Iterator[tuple[str, tuple[Any, ...], dict[str, Any]]]:
+        op, rows, depth, columns = line
+        yield op, (make(rows, depth), make(columns, depth), make(columns)), {}
+
+    shapes = tuple(
+        (op, rows, depth, columns)
+        for rows in ((20,) if smoke else ROWS)
+        for hidden, _, wide in models
+        for op, depth, columns in (
+            ("linear", hidden, 3 * hidden), ("linear", hidden, hidden), ("linear_gelu", hidden, wide),
+            ("linear", wide, hidden),
+        )
+    )  # fmt: skip
 
     def attentions(line: int | None) -> Iterator[tuple[str, tuple[Any, ...], dict[str, Any]]]:
         length = PAIRS[line]
@@ -189,19 +251,26 @@ def _tables(device: str, smoke: bool) -> Iterator[Table]:
             yield "packed_attention", (make(pairs * length, 3 * hidden), bounds, heads), {"longest": length}
 
     def norms(line: int | None) -> Iterator[tuple[str, tuple[Any, ...], dict[str, Any]]]:
-        for (hidden, _, _), rows in product(models, (20,) if smoke else ROWS[2048 if line else None]):
+        for (hidden, _, _), rows in product(models, (20,) if smoke else TOKENS[line]):
             x = make(rows, hidden)
             yield "add_layer_norm", (x, x, make(hidden), make(hidden), 1e-12), {}
 
     least = 64 if name in ("sm_90", "sm_100") else 16  # rows that the asynchronous units take
+    depths = (64, 128) if name == "sm_90" else (64,)  # which give the same bits there
+    resident = (0, 1, 2) if name == "sm_90" else (0,)
+    limit = TARGETS[name] - 1024  # bytes of shared memory
     yield Table(
-        "linear", tuple(ROWS), (64,) if smoke else (32, 64, 128),
-        lambda depth: (
-            (r, c, depth, w, s)
-            for r, c, w, s in product((32, 64, 128), (32, 64, 128, 256), (4, 8), (3, 4))
-            if r >= least and r * c <= 128 * 256 and (w == 4 or r * c >= 64 * 128)
+        "linear", shapes, ("any",),  # all of these sum in the same order
+        lambda _: (
+            (r, c, d, w, s, p)
+            for r, c, d, w, s, p in product(
+                (32, 64, 128), (16, 32, 64, 128, 256), depths, (4, 8), (3, 4, 6), resident
+            )
+            if r >= least and (w == 4 or r * c >= 128 * 128) and (w == 8 or r * c < 128 * 256)
+            if 2 * d * s * (r + c) + 4 * r * c * (p > 0) // 2 <= limit // max(p, 1)
+            if (p == 0 or (r * c >= 64 * 64 and d == 64)) and (p > 0 or r * c <= 128 * 128)
         ),
-        lambda tile: _patched((linear, "_configure", lambda *_: linear._Tile(*tile))),
+        lambda tile: _patched((linear, "_configure", lambda *_, **__: linear._Tile(*tile))),
         products,
     )  # fmt: skip
     yield Table(
@@ -236,6 +305,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--op", choices=("linear", "packed_attention", "normalize", "library"), help="default: all"
     )
+    parser.add_argument("--share", nargs=2, type=int, metavar=("I", "N"), help="only compile a share of it")
     parser.add_argument("--out", help="write the choice and its times there, as JSON")
     parser.add_argument("--smoke", action="store_true", help="toy shapes, interpreted; measures nothing")
     return parser

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import subprocess
@@ -58,7 +59,7 @@ def prepared(bench: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def work(bench: Any, prepared: Path, tmp_path: Path) -> Any:
-    return bench.models.Work(prepared, tmp_path, torch.device("cpu"), None)
+    return bench.models.Work(prepared, tmp_path, torch.device("cpu"), None, ("float16",))
 
 
 @pytest.fixture
@@ -282,10 +283,25 @@ def test_only_takes_along_what_a_section_relies_on(bench: Any) -> None:
     options = {"autotune": False, "sanitize": False, "tests": False}
     chosen = bench.main.sections(None, argparse.Namespace(only=["peers", "kernels"], **options))
     assert [section.name for section in chosen] == [
-        "machine", "parity of kernels", "parity of models", "kernels", "peers",
+        "machine", "parity of kernels", "parity of models", "peers", "kernels",
     ]  # fmt: skip
     with pytest.raises(SystemExit, match="no section thruput; there are machine, "):
         bench.main.sections(None, argparse.Namespace(only=["thruput"], **options))
+
+
+def test_what_is_compiled_ahead_is_shared_out_among_the_processors(
+    bench: Any, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = bench.models.Work(prepared, tmp_path, torch.device("cpu"), None, ("float16", "float32"))
+    work.smoke = False
+    compiling = importlib.import_module("gpu_compile")
+    monkeypatch.setattr(compiling.os, "cpu_count", lambda: 16)
+    jobs = list(compiling._jobs(work))
+    for precision in work.precisions:
+        shares = [job["share"] for job in jobs if job.get("precision") == precision]
+        assert shares == [(0, 3), (1, 3), (2, 3)]
+        assert sum(job.get("kernels", ("",))[-1] == precision for job in jobs) == 2  # model sizes
+    assert len(jobs) == 10
 
 
 def test_the_tests_of_kernels_are_run_and_counted(

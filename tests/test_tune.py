@@ -10,13 +10,15 @@ from typing import Any
 
 import pytest
 import torch
-from bench_scripts import load_script
+from bench_scripts import BENCH, load_script
 from kernel_tools import launches
 
 
 @pytest.fixture(scope="module")
 def tune() -> Any:
-    return load_script("tune")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(BENCH))
+        return load_script("tune")
 
 
 @pytest.fixture
@@ -89,6 +91,23 @@ def test_the_library_s_product_is_ours(tune):
     torch.testing.assert_close(tune._library(x, weight, bias), tune.reference.linear(x, weight, bias))
 
 
+def test_shares_of_the_candidates_are_all_of_them(tune):
+    used: list[tuple[int, ...]] = []
+
+    def use(candidate: tuple[int, ...]) -> ExitStack:
+        used.append(candidate)
+        return ExitStack()
+
+    def calls(line: str) -> Any:
+        yield "softmax", (torch.ones(2, 3),), {}
+        raise RuntimeError("one that does not compile")
+
+    table = tune.Table("softmax", ("one", "another"), (1, 2), lambda o: iter([(o, 1), (o, 2)]), use, calls)
+    for share in range(3):
+        tune.compile_share([table], share, 3)
+    assert sorted(used) == sorted([(1, 1), (1, 2), (2, 1), (2, 2)] * 2)
+
+
 def test_it_runs_through_on_toy_shapes(tune, monkeypatch, tmp_path, capsys):
     out = tmp_path / "tables.json"
     monkeypatch.setattr(sys, "argv", ["tune.py", "--smoke", "--out", str(out)])
@@ -96,10 +115,17 @@ def test_it_runs_through_on_toy_shapes(tune, monkeypatch, tmp_path, capsys):
     found = json.loads(out.read_text())
     assert (found["device"], found["target"]) == ("interpreted", "sm_80")
     assert {name: list(lines) for name, lines in found["tables"].items()} == {
-        "linear": ["256", "2048", "None"],
+        "linear": [
+            str(("linear", 20, 64, 192)),
+            str(("linear", 20, 64, 64)),
+            str(("linear_gelu", 20, 64, 128)),
+            str(("linear", 20, 128, 64)),
+        ],
         "packed_attention": ["32", "64", "None"],
         "normalize": ["1024", "None"],
     }
     assert {line["tried"] for lines in found["tables"].values() for line in lines.values()} == {2}
     assert "library_rows" in found
-    assert "linear, up to 256: (32, 32, 64, 4, 3)" in capsys.readouterr().out
+    assert (
+        "linear, ('linear', 20, 64, 192): (32, 16, 64, 4, 3, 0)  # 1000000.00 us" in capsys.readouterr().out
+    )
