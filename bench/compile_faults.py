@@ -24,6 +24,7 @@ import triton
 import triton.language as tl
 
 from segue.kernels import launching
+from segue.kernels.dependent import begin
 
 __all__ = ["main"]
 
@@ -59,6 +60,15 @@ def _sum_kernel(x_ptr, out_ptr, stride, ROWS: tl.constexpr, WIDTH: tl.constexpr,
     tl.store(out_ptr + row * stride + column, x.to(out_ptr.dtype.element_ty))
 
 
+@triton.jit
+def _hasty_kernel(x_ptr, out_ptr, stride, ROWS: tl.constexpr, WIDTH: tl.constexpr):
+    """out = x, which it reads before it waits for the launch that may have made it."""
+    offs = tl.arange(0, ROWS)[:, None] * stride + tl.arange(0, WIDTH)[None, :]
+    x = tl.load(x_ptr + offs)
+    begin(True)
+    tl.store(out_ptr + offs, x)
+
+
 class _Fault(NamedTuple):
     """A kernel, its arguments and options; where it is compiled for; and what the rule says that it breaks,
     or nothing if it is to pass."""
@@ -92,6 +102,10 @@ def _faults() -> dict[str, _Fault]:
         "nothing, of 32 bits": _Fault(_product_kernel, (*wide, 384), {**right, "DEPTH": 32}, every, ""),
         "spilling": _Fault(_sum_kernel, (_matrix(16, 1024),) * 2 + (1024,), spilling, ("sm_90",), "spills"),
         "TF32": _Fault(_product_kernel, (*wide, 384), {**right, "P": "tf32"}, nvidia, "TF32"),
+        "hasty": _Fault(
+            _hasty_kernel, (x, x, 384), {"ROWS": 16, "WIDTH": 128, "num_warps": 4, "launch_pdl": True},
+            ("sm_90",), "before the launch before has ended",
+        ),
         "misaligned": _Fault(_sum_kernel, (_shifted(16, 384), x, 384), sums, two, "bytes at a time"),
         "strided": _Fault(_sum_kernel, (x, x, 384), {**sums, "STEP": 2}, two, "bytes at a time"),
         "too much shared memory": _Fault(

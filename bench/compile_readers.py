@@ -76,6 +76,7 @@ def read(compiled: Any) -> dict[str, Any]:
         "accesses": _join(ttgir.accesses, found["widths"]),
         "products": ttgir.products,
         "orders": ttgir.orders,
+        "hasty": ttgir.hasty if getattr(metadata, "launch_pdl", False) else [],
     }
 
 

@@ -43,6 +43,8 @@ def broken(entry: Entry, limit: int) -> list[str]:
         found.append(f"spills: {entry['spilled']} bytes a thread")
     if entry["dtype"] == "float32" and entry["tf32"]:
         found.append("TF32 in a float32 kernel")
+    for place in entry["hasty"]:
+        found.append(f"touches memory before the launch before has ended: {place}")
     return found + _products(entry) + _widths(entry)
 
 

@@ -41,6 +41,8 @@ class Ttgir:
         accesses: of each access of global memory its kind, argument, tile, bytes of an element and place.
         products: of each `tl.dot` its rows, columns, depth, element, kind of instruction, order and place.
         orders: place → what fixes the order in which is summed there.
+        hasty: places of accesses before the kernel has waited for the launch before it: all, if it never
+            does.
 
     Raises:
         ValueError: there is an operation that this does not know how to read.
@@ -50,6 +52,8 @@ class Ttgir:
         self.accesses: list[dict[str, Any]] = []
         self.products: list[dict[str, Any]] = []
         self.orders: dict[str, list[str]] = {}
+        self.hasty: list[str] = []
+        self._waited = False
         self._layouts = dict(re.findall(r"^(#\w+) = (#tt[a-z]*\..*)$", text, re.M))
         self._places = dict(re.findall(r"^(#loc\d*) = loc\((.*)\)$", text, re.M))
         self._arguments = set(re.findall(r"(%\w+): !tt\.ptr", text.partition("tt.func public")[2]))
@@ -71,6 +75,9 @@ class Ttgir:
             if _UNREAD.search(op) and op not in _ENGINE:
                 raise ValueError(f"cannot read {op}: {line.strip()[:200]}")
             self._trace(result, op, rest)
+            self._waited |= "griddepcontrol.wait" in rest
+            if (op in _ACCESSES or op in _ENGINE) and not self._waited:
+                self.hasty.append(self._place(where))
             if op == "tt.reduce":
                 axis, adds = int(re.search(r"axis = (\d+)", rest)[1]), False
             elif op == "arith.addf" and " : f" in rest:  # of scalars: the body of a reduction

@@ -30,6 +30,7 @@ FAULTS = (
     "nothing, of 32 bits",
     "spilling",
     "TF32",
+    "hasty",
     "misaligned",
     "strided",
     "too much shared memory",
