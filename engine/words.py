@@ -10,7 +10,7 @@ words. Knows nothing about pairs.
 from __future__ import annotations
 
 import sys
-from itertools import chain
+from itertools import chain, repeat
 from string import punctuation
 
 import numpy as np
@@ -94,8 +94,8 @@ class Words:
             try:
                 rows += _spelt(some, splits, known)
             except KeyError:
-                words = chain.from_iterable(str.split(text, " ", splits) for text in some)
-                new = {word for word in words if word not in known}
+                words = set(chain.from_iterable(map(str.split, some, repeat(" "), repeat(splits))))
+                new = words.difference(known)
                 known.update((word, older[word]) for word in new if word in older)
                 # Not `older` again: it may have grown since, as another thread's `known`.
                 rest = self._look_up([word for word in new if word not in known], known)
