@@ -93,6 +93,23 @@ def test_every_tile_of_the_table(line: tuple[Any, ...], monkeypatch: pytest.Monk
     assert [options[name] for name in ("ROWS", "COLUMNS", "DEPTH")] == list(tile[:3])
 
 
+@pytest.mark.parametrize("count", [0, 1, 64, 70, 140])
+def test_of_tiles_that_are_fetched_only_live_rows_are_written(
+    count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tensor memory accelerator fetches the others with them; what it finds there goes nowhere."""
+    monkeypatch.setattr(MODULE, "_configure", lambda *_, **__: MODULE._Tile(64, 32, 64, 4, 4, resident=2))
+    x, weight, bias = _inputs("linear", 140, 72, 40, torch.float16)
+    expected = linear_gelu(x, weight, bias)
+    x[count:] = torch.nan
+    out = torch.full_like(expected, 7)
+    with launches() as made:
+        linear_gelu(x, weight, bias, live=torch.tensor([count], dtype=torch.int32), out=out)
+    assert [launch.kernel for launch in made] == ["tensor_linear_kernel"]
+    assert torch.equal(out[:count], expected[:count])
+    assert (out[count:] == 7).all()
+
+
 @pytest.mark.parametrize(("rows", "columns", "tile"), [
     (64, 768, (64, 16)), (128, 2304, (64, 64)), (256, 2304, (128, 64)), (512, 768, (64, 64)),
     (1024, 2304, (64, 128)), (2048, 3072, (128, 128)), (2048, 768, (128, 128)), (4096, 3072, (128, 256)),
