@@ -22,6 +22,7 @@ import triton
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from segue.kernels.dependent import can_prefetch
 from segue.kernels.door import check, check_live, check_out, check_vector
 from segue.kernels.launching import Cost, launch, processors, target, unit
 from segue.kernels.products import linear_kernel, tensor_linear_kernel
@@ -146,11 +147,10 @@ def _multiply(
             PROGRAMS=programs, **options,
         )  # fmt: skip
         return out
-    even = all(x.dtype.itemsize * size % 64 == 0 for size in (depth, weight.stride(0)))
     launch(
         linear_kernel, (tiles,),
         x, weight, bias, residual, out, live, *(s // step for s in strides), rows,
-        PREFETCH=even and rows <= _FEW, **options,
+        PREFETCH=rows <= _FEW and can_prefetch(weight), **options,
     )  # fmt: skip
     return out
 

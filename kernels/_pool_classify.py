@@ -22,7 +22,7 @@ import triton.language as tl
 from torch import Tensor
 
 from segue.kernels.arithmetic import multiply
-from segue.kernels.dependent import begin, prefetch_rows
+from segue.kernels.dependent import begin, can_prefetch, prefetch_rows
 from segue.kernels.door import check, check_out, check_vector
 from segue.kernels.launching import Cost, launch, target, unit
 from segue.kernels.normalize import chunk_of
@@ -122,14 +122,12 @@ def pool_classify(
     device = target(cls.device)
     tile = next(tile for devices, size, tile in _TABLE if device in devices and size == cls.dtype.itemsize)
     step = unit(cls.stride(0), pooler_weight.stride(0), pooled.stride(0))
-    size = cls.dtype.itemsize
     launch(
         _pool_kernel, (triton.cdiv(rows, tile.rows), triton.cdiv(hidden, tile.columns)),
         cls, pooler_weight, pooler_bias, pooled,
         cls.stride(0) // step, pooler_weight.stride(0) // step, pooled.stride(0) // step, rows,
         E=hidden, ROWS=tile.rows, COLUMNS=tile.columns, DEPTH=tile.depth, UNIT=step,
-        PREFETCH=size * hidden % 64 == 0 and size * pooler_weight.stride(0) % 16 == 0,
-        num_warps=tile.warps, num_stages=tile.stages, device=cls.device,
+        PREFETCH=can_prefetch(pooler_weight), num_warps=tile.warps, num_stages=tile.stages, device=cls.device,
     )  # fmt: skip
     step = unit(classifier_weight.stride(0), pooled.stride(0))
     launch(

@@ -8,10 +8,11 @@ anything that another kernel may have written; what never changes, a weight, may
 
 from __future__ import annotations
 
-__all__ = ["begin", "prefetch_rows"]
+__all__ = ["begin", "can_prefetch", "prefetch_rows"]
 
 import triton
 import triton.language as tl
+from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 _SEGMENTS = tl.constexpr(4)  # of a row, each fetched by a thread of its own
@@ -27,10 +28,17 @@ def begin(EARLY: tl.constexpr):
         gdc_launch_dependents()
 
 
+def can_prefetch(x: Tensor) -> bool:
+    """Tell whether `prefetch_rows` takes the rows of a matrix: 64 divides their bytes and what lies between,
+    and the first begins at a multiple of 16."""
+    size = x.element_size()
+    return all(size * count % 64 == 0 for count in (x.shape[1], x.stride(0))) and x.data_ptr() % 16 == 0
+
+
 @triton.jit
 def prefetch_rows(row_ptrs, ROWS: tl.constexpr, BYTES: tl.constexpr):
-    """Ask for BYTES, a multiple of 64, of each of the rows at row_ptrs [ROWS, 1], to be in the L2 cache soon.
-    For sm_90 and later."""
+    """Ask for BYTES of each of the rows at row_ptrs [ROWS, 1], to be in the L2 cache soon. For sm_90 and
+    later, and rows that `can_prefetch` takes."""
     segment = tl.arange(0, _SEGMENTS)[None, :] * (BYTES // _SEGMENTS)
     places = row_ptrs.to(tl.uint64, bitcast=True) + segment.to(tl.uint64)
     size = tl.full((ROWS, _SEGMENTS), BYTES // _SEGMENTS, dtype=tl.int32)

@@ -141,6 +141,21 @@ def test_operands_that_cannot_be_fetched_by_tiles_are_read_by_pointers(change, e
     assert chosen == [engine]
 
 
+@pytest.mark.parametrize(("rows", "change", "ahead"), [
+    (9, lambda w: w, True),
+    (257, lambda w: w, False),  # enough programs to hide what they wait for
+    (9, lambda w: torch.cat([w.new_zeros(1), w.flatten()])[1:].view(w.shape), False),  # off a multiple of 16
+    (9, lambda w: w[:, :40], False),  # 80 bytes of a row
+    (9, lambda w: torch.cat([w, w[:, :8]], 1)[:, :64], False),  # 144 bytes from row to row
+])  # fmt: skip
+def test_weights_are_asked_for_ahead_where_programs_are_few_and_rows_even(rows, change, ahead) -> None:
+    x, weight, bias = _inputs("linear", rows, 64, 24, torch.float16)
+    weight = change(weight)
+    with launches() as made:
+        linear(x[:, : weight.shape[1]], weight, bias)
+    assert [launch.options["PREFETCH"] for launch in made] == [ahead]
+
+
 def test_every_line_is_of_use() -> None:
     shapes = list(product((1, 64, 128, 256, 512, 1024, 2048, 4096, 16_384), (384, 768, 1152, 2304, 3072)))
     taken = {
