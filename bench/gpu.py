@@ -78,7 +78,8 @@ def run_sections(arguments: argparse.Namespace, given: list[str], device: Any) -
 
             stack.enter_context(fixed_order())
         run = Run(path, arguments.seconds, date=date, smoke=arguments.smoke, arguments=given)
-        work = Work(prepared, folder, device, arguments.bundle, arguments.precision)
+        precisions = PRECISIONS[:1] if arguments.smoke else arguments.precision
+        work = Work(prepared, folder, device, arguments.bundle, precisions)
         for section in sections(run, arguments):
             began = time.monotonic() - started
             run.take(section, work)

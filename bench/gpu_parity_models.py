@@ -72,8 +72,8 @@ def trusted(run: Run, model: str, precision: str, invariant: bool) -> bool:
 
 
 def _executors(work: Work) -> list[tuple[str, tuple[bool, ...]]]:
-    """Precisions, and whether batch-invariant; interpreted, as few as take every path."""
-    return [(precision, (True, False)) for precision in (("float16",) if work.smoke else work.precisions)]
+    """Precisions, and whether batch-invariant."""
+    return [(precision, (True, False)) for precision in work.precisions]
 
 
 def _run(work: Work, name: str, precision: str, invariant: bool, *batches: Any) -> np.ndarray:

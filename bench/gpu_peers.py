@@ -39,7 +39,8 @@ def compare_peers(run: Run, work: Work, found: dict[str, Any], *, autotune: bool
     found["there"] = _there()
     found["rows"], found["one pair"] = [], []
     halves = {model: copy.deepcopy(work.model(model).module).half().to(work.device) for model in work.names}
-    for workload, lengths in reversed(work.workloads.items()):  # mixed lengths, which matter most, come first
+    workloads = [*reversed(work.workloads.items())]  # mixed lengths, which matter most, come first
+    for workload, lengths in workloads[: 1 if work.smoke else None]:
         for model, half in halves.items():
             run.check_time()
             whole = batch_of(lengths, 30_000)
@@ -50,8 +51,6 @@ def compare_peers(run: Run, work: Work, found: dict[str, Any], *, autotune: bool
             module = copy.deepcopy(half).float() if work.smoke else half
             scorers = dict(_scorers(run, work, model, module, whole))
             _time(work, scorers, yardstick, row)
-        if work.smoke:
-            break
     for model, half in halves.items():
         _one_pair(work, model, half, found["one pair"])
     if not work.smoke:

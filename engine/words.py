@@ -125,10 +125,11 @@ class Words:
         rest = []
         for word in words:
             ids = mark = b""
+            folded = word.lower() if self._lower else word
             if _plain(word):
-                ids = whole.get(word.lower() if self._lower else word, b"")
+                ids = whole.get(folded, b"")
             elif _plain(word[:-1]) and (mark := whole.get(word[-1], b"")):
-                ids = whole.get(word[:-1].lower() if self._lower else word[:-1], b"")
+                ids = whole.get(folded[:-1], b"")
             if ids:
                 known[word] = ids + mark
             else:

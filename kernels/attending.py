@@ -27,22 +27,9 @@ def attend(
         whole = length // KEYS * KEYS
         for start in range(0, whole, KEYS):
             most, total, context = _attend_to(
-                q,
-                k_ptr,
-                v_ptr,
-                stride,
-                start,
-                length,
-                most,
-                total,
-                context,
-                scale,
-                D,
-                DEPTH,
-                KEYS,
-                False,
-                PTX,
-            )
+                q, k_ptr, v_ptr, stride, start, length, most, total, context, scale,
+                D, DEPTH, KEYS, False, PTX,
+            )  # fmt: skip
         if whole < length:
             most, total, context = _attend_to(
                 q, k_ptr, v_ptr, stride, whole, length, most, total, context, scale, D, DEPTH, KEYS, True, PTX

@@ -79,7 +79,7 @@ def processors(device: torch.device) -> int:
     """How many multiprocessors the device has: an interpreter is one; a device that is not there, for which
     kernels are compiled, counts as an H100."""
     if device.type == "cuda":
-        return _processors(device.index)
+        return _properties(device.index).multi_processor_count
     return 1 if INTERPRETED else 132
 
 
@@ -90,9 +90,8 @@ def unit(*strides: int) -> int:
 
 
 @cache
-def _processors(index: int | None) -> int:
-    index = index if index is not None else torch.cuda.current_device()
-    return torch.cuda.get_device_properties(index).multi_processor_count
+def _properties(index: int | None) -> Any:
+    return torch.cuda.get_device_properties(index if index is not None else torch.cuda.current_device())
 
 
 @cache
@@ -102,7 +101,7 @@ def _target(kind: str, index: int | None) -> str:
             f"device: kernels run on a GPU, got a tensor on {kind!r}; with TRITON_INTERPRET=1 set before "
             "the import they run on a CPU, slowly"
         )
-    properties = torch.cuda.get_device_properties(index if index is not None else torch.cuda.current_device())
+    properties = _properties(index)
     if torch.version.hip:
         return "gfx942"
     if properties.major < 8:

@@ -145,11 +145,7 @@ class TritonExecutor:
         done, count = 0, len(rounds) * len(sizes)
         for act in rounds:
             for bucket in sizes:
-                with self._lock, self._guard.failing(), self._on_device():
-                    if bucket not in self._graphs:
-                        self._launches.feed.numbers.zero_()  # no token is live
-                        act(bucket)
-                        self._ran.add(bucket)
+                self._rehearse(bucket, act)
                 done += 1
                 yield done, count
         with self._lock, self._guard.failing():
@@ -162,9 +158,7 @@ class TritonExecutor:
         """Compile what the buckets launch, from the first on and every step-th: a share of it, for a process
         that fills Triton's cache beside others."""
         for bucket in self._buckets[first::step]:
-            with self._lock, self._guard.failing(), self._on_device():
-                self._launches.feed.numbers.zero_()
-                self._launches.launch(bucket)
+            self._rehearse(bucket, self._launches.launch)
 
     def close(self) -> None:
         """Give back the device's memory. A second time there is nothing left to give."""
@@ -212,6 +206,14 @@ class TritonExecutor:
             return logits
 
         return finish
+
+    def _rehearse(self, bucket: Bucket, act: Callable[[Bucket], None]) -> None:
+        """Launch or capture a bucket with no token live, unless there is a graph of it."""
+        with self._lock, self._guard.failing(), self._on_device():
+            if bucket not in self._graphs:
+                self._launches.feed.numbers.zero_()
+                act(bucket)
+                self._ran.add(bucket)
 
     def _capture(self, bucket: Bucket) -> None:
         assert self._record

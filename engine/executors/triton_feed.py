@@ -12,7 +12,7 @@ from torch import Tensor
 from segue.batching import PackedBatch
 from segue.executors.triton_buckets import Bucket
 from segue.executors.triton_memory import arrange_numbers
-from segue.executors.triton_plan import PAIRS, TOKENS
+from segue.executors.triton_plan import INPUTS, PAIRS, TOKENS
 
 __all__ = ["Feed"]
 
@@ -80,15 +80,11 @@ class Feed:
 def _fill(into: Tensor, batch: PackedBatch, sizes: Bucket) -> None:
     """Write a batch into memory of the host, where `sizes` has the parts."""
     parts, _ = arrange_numbers(sizes.tokens, sizes.pairs)
-    tokens, bounds = len(batch.input_ids), len(batch.cu_seqlens)
+    tokens = len(batch.input_ids)
     written = into.numpy()
-    written[parts[TOKENS].start], written[parts[PAIRS].start] = tokens, bounds - 1
-    for name in ("input_ids", "token_type_ids", "position_ids"):
-        start, end = parts[name].start, parts[name].stop
-        written[start : start + tokens] = getattr(batch, name)
-        if tokens < end - start:
-            written[start + tokens : end] = 0
-    start, end = parts["cu_seqlens"].start, parts["cu_seqlens"].stop
-    written[start : start + bounds] = batch.cu_seqlens
-    if bounds < end - start:
-        written[start + bounds : end] = tokens
+    written[parts[TOKENS].start], written[parts[PAIRS].start] = tokens, len(batch.cu_seqlens) - 1
+    for name in INPUTS:
+        values, part = getattr(batch, name), parts[name]
+        end = part.start + len(values)
+        written[part.start : end] = values
+        written[end : part.stop] = tokens if name == "cu_seqlens" else 0
