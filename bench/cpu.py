@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         arguments.bundle or _MODEL / "packed", device="cpu", threads=arguments.threads
     ) as engine:
         pairs = make_pairs("mixed", arguments.pairs)
-        encoded = engine._encode(pairs, "longest_first", None)
+        encoded = engine._encode(pairs, "longest_first", None).all()
         batches = [pack(encoded, rows) for rows in engine._plan(encoded)]
         work = useful(engine.info.dimensions, encoded.lengths)
         found = {

@@ -20,9 +20,10 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
+from segue.encoded import MIN_TOKENS
 from segue.engine import DEFAULT_MODEL
 from segue.export.sentences import SENTENCES
-from segue.text import MIN_TOKENS, PairEncoder
+from segue.text import PairEncoder
 
 __all__ = ["WORKLOADS", "Pair", "Workload", "make_pairs", "pairs_of", "token_counts"]
 

@@ -6,13 +6,14 @@ Knows nothing about text or models.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
-from segue.text import Encoded, Ints
+from segue.encoded import Encoded, Ints
 
-__all__ = ["PackedBatch", "pack", "plan"]
+__all__ = ["PackedBatch", "pack", "plan", "plan_stepwise"]
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,8 @@ def plan(
     grid, its pairs times its longest pair are at most `max_grid_tokens`, and times the square of that, as
     many as a head has scores, at most `max_grid_squares`. A pair beyond any of these runs alone.
     """
+    if len(lengths) == 1:  # nothing to sort, and a call has no time to lose
+        return [np.zeros(1, dtype=np.int64)]
     longest = lengths.max(initial=0)
     # NumPy sorts 16 bits by radix, ten times as fast as 64.
     order = np.argsort((longest - lengths).astype(np.min_scalar_type(longest)), kind="stable")
@@ -57,6 +60,26 @@ def plan(
     return batches
 
 
+def plan_stepwise(encoded: Encoded, cut: Callable[[Ints], list[Ints]]) -> Iterator[Ints]:
+    """Yield the rows of each batch, of what is encoded already before the next step of it.
+
+    Args:
+        cut: `plan`, for an executor. The last batch of a step, which has room left, waits for the next.
+    """
+    begun, waiting = 0, np.arange(0)
+    while True:
+        encoded.more()
+        done = len(encoded.kept)
+        rows = np.concatenate((waiting, np.arange(begun, done)))
+        batches = [rows[some] for some in cut(encoded.lengths[rows])]
+        begun = done
+        if done == len(encoded.pairs):
+            break
+        waiting = batches.pop() if batches else waiting
+        yield from batches
+    yield from batches
+
+
 def pack(encoded: Encoded, rows: Ints) -> PackedBatch:
     """Lay the distinct pairs `rows` [B] end to end, each as `[CLS] A [SEP] B [SEP]`."""
     halves = (encoded.kept[rows] + (2, 1)).ravel()  # tokens of [CLS] A [SEP], of B [SEP], and so on
@@ -64,8 +87,8 @@ def pack(encoded: Encoded, rows: Ints) -> PackedBatch:
     np.cumsum(halves, out=ends[1:])
     cu_seqlens = ends[::2].copy()
     places = np.arange(ends[-1])
-    positions = places - cu_seqlens[:-1].repeat(np.diff(cu_seqlens))
-    types = np.tile(np.array([0, 1], dtype=np.int64), len(rows)).repeat(halves)
+    positions = places - cu_seqlens[:-1].repeat(cu_seqlens[1:] - cu_seqlens[:-1])
+    types = (np.arange(len(halves)) & 1).repeat(halves)
     sources = encoded.starts[encoded.pairs[rows]] - (1, 0)  # of the first place of each half; [CLS] has none
     places += (sources.ravel() - ends[:-1]).repeat(halves)
     some = encoded.ids if len(encoded.ids) else np.zeros(1, dtype=np.int32)

@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from segue.batching import pack, plan
+from segue.batching import pack, plan, plan_stepwise
 from segue.bundle import MANIFEST, Manifest, read_bundle
+from segue.encoded import Encoded, Ints
 from segue.errors import BundleError, InputError, SegueError
 from segue.executors import Executor, execute, open_executor
 from segue.head import check_output, positive_column, probabilities, scores
 from segue.report import Explanation, Info
-from segue.text import Encoded, Ints, PairEncoder, check_iterable
+from segue.text import PairEncoder, check_iterable
 from segue.threads import available_threads
 from segue.windows import windows
 
@@ -30,6 +31,7 @@ DEFAULT_MODEL = Path(__file__).parent / "models" / "nsp-minilm"
 # take more memory than all the rest.
 _GRID_SLACK = 2
 _GRID_SCORES = 2048
+_SENTENCES = 1024  # encoded first, and later twice as many, while what was encoded before runs on a device
 
 
 class Engine:
@@ -163,8 +165,9 @@ class Engine:
         """Return a value per label, `[N, C]`; `labels` names the columns. All else as in `score`."""
         check_output(output)
         encoded = self._encode(pairs, truncation, max_tokens)
-        _warn_truncated(int(_truncated(encoded).sum()), len(encoded.inverse))
-        return scores(self._logits(encoded, progress), self._manifest.head, output)
+        logits = self._logits(encoded, progress)
+        _warn_truncated(encoded.truncated, len(encoded.inverse))
+        return scores(logits, self._manifest.head, output)
 
     def rank(
         self, query: str, documents: Iterable[str], top_k: int | None = None, return_documents: bool = False
@@ -189,11 +192,11 @@ class Engine:
                 raise InputError(f"documents[{index}]: expected str, got {type(text).__name__}")
         try:
             encoded = self._encode([(query, text) for text in texts], "longest_first", None)
+            logits = self._logits(encoded)
         except InputError as error:
             raise InputError(f"documents[{error.index}]: {error.reason}") from None
-        _warn_truncated(int(_truncated(encoded).sum()), len(encoded.inverse))
-        logits = self._logits(encoded).astype(np.float64)
-        values = probabilities(logits, self._manifest.head)[:, column]
+        _warn_truncated(encoded.truncated, len(encoded.inverse))
+        values = probabilities(logits.astype(np.float64), self._manifest.head)[:, column]
         best = np.argsort(-values, kind="stable")[:top_k]
         return [
             {"corpus_id": int(place), "score": float(values[place])}
@@ -237,8 +240,8 @@ class Engine:
     ) -> Explanation:
         """Return what the model sees of a pair, and what it makes of it."""
         encoded = self._encode([(first, second)], truncation, max_tokens)
-        batch = pack(encoded, np.array([0]))
         logits = self._logits(encoded)[0]
+        batch = pack(encoded, np.array([0]))
         return Explanation.of(batch, encoded, self._encoder, logits, self._manifest.head)
 
     def warmup(self, progress: bool = False) -> None:
@@ -289,21 +292,25 @@ class Engine:
                 "this engine was loaded before a fork, and its threads stayed behind: "
                 "load one in each process, or start processes by 'spawn'"
             )
-        return self._encoder.encode(pairs, truncation=truncation, max_tokens=max_tokens)
+        return self._encoder.begin(
+            pairs,
+            truncation=truncation,
+            max_tokens=max_tokens,
+            at_once=_SENTENCES if self._executor.overlaps else None,
+        )
 
     def _logits(self, encoded: Encoded, progress: bool = False) -> NDArray[np.float32]:
-        """Return [N, C]."""
+        """Return [N, C]; what is not encoded yet is by then."""
         batches = self._plan(encoded)
         logits = execute(self._executor, encoded, batches, labels=len(self.labels), progress=progress)
         return logits[encoded.inverse]
 
-    def _plan(self, encoded: Encoded) -> list[Ints]:
-        """Return the rows of each batch."""
-        tokens = self._executor.batch_tokens
-        if not self._executor.grid:
-            return plan(encoded.lengths, tokens)
-        squares = _GRID_SCORES * tokens // self._manifest.dimensions.heads
-        return plan(encoded.lengths, tokens, _GRID_SLACK * tokens, squares)
+    def _plan(self, encoded: Encoded) -> Iterator[Ints]:
+        """Yield the rows of each batch."""
+        tokens, grid, squares = self._executor.batch_tokens, None, None
+        if self._executor.grid:
+            grid, squares = _GRID_SLACK * tokens, _GRID_SCORES * tokens // self._manifest.dimensions.heads
+        return plan_stepwise(encoded, lambda lengths: plan(lengths, tokens, grid, squares))
 
     def _stream(
         self, pairs: Iterable[Any], output: str, truncation: str, max_tokens: int | None
@@ -311,24 +318,27 @@ class Engine:
         truncated = seen = 0
         try:
             for start, window in windows(pairs):
-                encoded, error = self._encode_until_bad(window, truncation, max_tokens)
-                truncated += int(_truncated(encoded).sum())
-                seen += len(encoded.inverse)
-                yield from scores(self._logits(encoded), self._manifest.head, output)
+                encoded, logits, error = self._until_bad(window, truncation, max_tokens)
+                truncated += encoded.truncated
+                seen += len(logits)
+                yield from scores(logits, self._manifest.head, output)
                 if error is not None:
-                    raise InputError(error.reason, index=start + len(encoded.inverse))
+                    raise InputError(error.reason, index=start + len(logits))
         finally:
             _warn_truncated(truncated, seen)
 
-    def _encode_until_bad(
+    def _until_bad(
         self, pairs: list[Any], truncation: str, max_tokens: int | None
-    ) -> tuple[Encoded, InputError | None]:
-        """Encode the pairs before the first bad one, and return what is wrong with that one."""
+    ) -> tuple[Encoded, NDArray[np.float32], InputError | None]:
+        """Return what comes of the pairs before the first bad one, and what is wrong with that one."""
         bad = None
         while True:  # another kind of fault may lie further ahead, and is found only once the first is gone
             try:
-                return self._encode(pairs, truncation, max_tokens), bad
+                encoded = self._encode(pairs, truncation, max_tokens)
+                return encoded, self._logits(encoded), bad
             except InputError as error:
+                if error.index is None:
+                    raise
                 bad, pairs = error, pairs[: error.index]
 
 
@@ -364,11 +374,6 @@ def _positive(name: str, value: Any, default: int) -> int:
     if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < 1:
         raise InputError(f"{name}: expected a whole number from 1, got {value!r}")
     return int(value)
-
-
-def _truncated(encoded: Encoded) -> NDArray[np.bool_]:
-    """[N]: whether each pair asked for lost tokens."""
-    return np.take(encoded.cut.sum(axis=1) > 0, encoded.inverse)
 
 
 def _warn_truncated(count: int, pairs: int) -> None:

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from segue.batching import PackedBatch
 from segue.bundle import Dimensions, Head, Manifest
+from segue.encoded import Encoded
 from segue.executors import Executor
 from segue.head import probabilities
-from segue.text import Encoded, PairEncoder
+from segue.text import PairEncoder
 
 __all__ = ["Explanation", "Info"]
 

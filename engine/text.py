@@ -11,55 +11,20 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from segue.encoded import MIN_TOKENS, Encoded, Growing, Ints, Step, sizes_of, truncated_lengths
 from segue.errors import BundleError, InputError
 from segue.words import Words
 
-__all__ = [
-    "MIN_TOKENS",
-    "TRUNCATIONS",
-    "Encoded",
-    "PairEncoder",
-    "check_iterable",
-    "number_pairs",
-    "truncated_lengths",
-]
+__all__ = ["TRUNCATIONS", "PairEncoder", "check_iterable", "number_pairs"]
 
-MIN_TOKENS = 3  # [CLS], [SEP] and [SEP] are always there
 TRUNCATIONS = ("longest_first", "only_first", "only_second", "error")
-
-Ints = NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """N pairs, P of them distinct, made of U distinct sentences."""
-
-    ids: NDArray[np.int32]  # token ids of all sentences, end to end
-    starts: Ints  # [U+1], where each sentence begins in `ids`
-    pairs: Ints  # [P, 2], the sentences of each distinct pair
-    kept: Ints  # [P, 2], tokens of each that truncation leaves
-    inverse: Ints  # [N], the distinct pair of each pair asked for
-    cls_id: int
-    sep_id: int
-
-    @property
-    def lengths(self) -> Ints:
-        """[P]: tokens of each distinct pair, the three special ones included."""
-        return self.kept[:, 0] + self.kept[:, 1] + MIN_TOKENS
-
-    @property
-    def cut(self) -> Ints:
-        """[P, 2]: tokens of each sentence that truncation took away."""
-        return np.diff(self.starts)[self.pairs] - self.kept
 
 
 class PairEncoder:
@@ -106,19 +71,62 @@ class PairEncoder:
         Raises:
             InputError: names the pair or the option, and what is wrong with it.
         """
+        return self.begin(pairs, truncation=truncation, max_tokens=max_tokens).all()
+
+    def begin(
+        self,
+        pairs: Iterable[Any],
+        *,
+        truncation: str = "longest_first",
+        max_tokens: int | None = None,
+        at_once: int | None = None,
+    ) -> Encoded:
+        """As `encode`, but the pairs are only read and told apart: the rest comes step by step, by `more`.
+
+        Args:
+            at_once: sentences of the first step, at least 2, of which later ones take twice as many; None:
+                all of them in one.
+        """
         limit = self._limit(truncation, max_tokens)
         sentences, numbered = number_pairs(pairs)
         distinct, inverse = _distinct(numbered, len(sentences))
-        try:
-            ids, starts = self._words.spell(sentences)
-        except TypeError:  # all are str, so one of them has no UTF-8 form
-            raise _surrogate(sentences, numbered) from None
-        sizes = np.diff(starts)[distinct]
-        try:
-            kept = truncated_lengths(sizes, limit - MIN_TOKENS, truncation)
-        except InputError as error:  # it names the distinct pair; the caller knows the one it gave
-            raise InputError(error.reason, index=int(np.argmax(inverse == error.index))) from None
-        return Encoded(ids, starts, distinct, kept, inverse, self.cls_id, self.sep_id)
+        steps = self._steps(sentences, distinct, inverse, limit - MIN_TOKENS, truncation, at_once)
+        return Encoded(distinct, inverse, steps, cls_id=self.cls_id, sep_id=self.sep_id)
+
+    def _steps(
+        self,
+        sentences: list[str],
+        pairs: Ints,
+        inverse: Ints,
+        budget: int,
+        truncation: str,
+        at_once: int | None,
+    ) -> Iterator[Step]:
+        """Yield what `Encoded` has of the sentences so far."""
+        ids, starts, kept = (Growing(a) for a in (np.empty(0, np.int32), np.zeros(1, np.int64), pairs[:0]))
+        last = None
+        stop = done = 0
+        while done < len(pairs):
+            first, size = stop, len(sentences) if at_once is None else at_once * (1 + (stop > 0))
+            stop = min(first + size, len(sentences))
+            try:
+                new, bounds = self._words.spell(sentences[first:stop])
+            except TypeError:  # all are str, so one of them has no UTF-8 form
+                raise _surrogate(sentences, pairs[inverse]) from None
+            begins = starts.extend(bounds[1:] + starts.values[-1])
+            whole = len(pairs)
+            if stop < len(sentences):
+                if last is None:  # sentence that each pair waits for
+                    last = np.maximum.accumulate(pairs.max(axis=1))
+                whole = int(np.searchsorted(last, stop))
+            sizes = sizes_of(begins, pairs[done:whole])
+            try:
+                left = truncated_lengths(sizes, budget, truncation)
+            except InputError as error:  # it names one of these pairs; the caller knows the one it gave
+                given = int(np.argmax(inverse == done + (error.index or 0)))
+                raise InputError(error.reason, index=given) from None
+            done = whole
+            yield ids.extend(new), begins, kept.extend(left)
 
     def warm_up(self) -> None:
         """Do beforehand what would otherwise wait until thousands of words were new."""
@@ -157,42 +165,6 @@ def number_pairs(pairs: Iterable[Any]) -> tuple[list[str], Ints]:
     sides = chain.from_iterable(pairs if _plain(pairs) else _checked(pairs))
     numbered = np.fromiter(map(numbers.__getitem__, sides), dtype=np.int64)
     return list(numbers), numbered.reshape(-1, 2)
-
-
-def truncated_lengths(sizes: Ints, budget: int, truncation: str) -> Ints:
-    """Return how many tokens of each side stay, `[P, 2]`, where `budget` tokens may stay of both together.
-
-    The rules are those of the tokenizers library. "longest_first" shortens the longer side, and both to
-    halves (the longer one gets the odd token) where that is not enough.
-
-    Raises:
-        InputError: `index` is the row that the mode cannot shorten, or, under "error", the first that is too
-            long.
-    """
-    over = sizes[:, 0] + sizes[:, 1] - budget
-    if not (over > 0).any():
-        return sizes
-    if truncation == "error":
-        row = int(np.argmax(over > 0))
-        tokens, limit = int(over[row]) + budget + MIN_TOKENS, budget + MIN_TOKENS
-        raise InputError(f"{tokens} tokens, more than {limit}, and truncation='error'", index=row)
-    if budget == 0:  # as in the library: nothing of either stays, whatever the mode
-        return np.zeros_like(sizes)
-    if truncation == "longest_first":
-        less, more = budget // 2, budget - budget // 2
-        halves = np.where(sizes[:, :1] <= sizes[:, 1:], (less, more), (more, less))
-        return np.minimum(sizes, np.maximum(budget - sizes[:, ::-1], halves))
-    side = 0 if truncation == "only_first" else 1
-    kept = sizes.copy()
-    kept[:, side] -= np.maximum(over, 0)
-    if (bad := (over > 0) & (kept[:, side] <= 0)).any():
-        row = int(np.argmax(bad))
-        raise InputError(
-            f"truncation={truncation!r} would leave nothing of the {('first', 'second')[side]} text: "
-            f"it has {sizes[row, side]} tokens, and {over[row]} must go",
-            index=row,
-        )
-    return kept
 
 
 def _distinct(numbered: Ints, sentences: int) -> tuple[Ints, Ints]:

@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from segue.batching import pack, plan
+from segue.encoded import Encoded
 from segue.export import pretraining
 from segue.export.instances import IS_NEXT
 from segue.export.pretraining_data import Instances
 from segue.export.token_store import TokenStore
 from segue.export.verify import Batch
-from segue.text import Encoded
 
 _TOKENS = 2048  # at once, padding included
 

@@ -25,6 +25,7 @@ from tokenizers import Tokenizer
 
 from segue import Engine
 from segue.bundle import MANIFEST, TOKENIZER, Head
+from segue.encoded import Encoded
 from segue.errors import ExecutorUnavailable, InputError
 from segue.export.corpus import Document
 from segue.export.documents import iter_documents
@@ -32,7 +33,7 @@ from segue.export.evaluation import ALL, KINDS, PairSet, distance, drawn_set, me
 from segue.export.evaluation_report import report
 from segue.export.reliability import draw_reliability
 from segue.export.token_store import write_tokens
-from segue.text import Encoded, PairEncoder
+from segue.text import PairEncoder
 
 _PACKED_TOKENS = 128  # BERT's own, for nine tenths of its training
 _MODEL = ("device", "executor", "precision", "threads", "max_batch_tokens", "batch_invariant")

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segue.batching import pack, plan
-from segue.text import Encoded
+from segue.batching import pack, plan, plan_stepwise
+from segue.encoded import Encoded
 
 lengths_lists = st.lists(st.integers(3, 512), max_size=200)
 
@@ -78,15 +78,44 @@ def test_lengths_beyond_16_bits_are_sorted_too():
 def _encoded(
     sentences: list[list[int]], pairs: list[tuple[int, int]], kept: list[tuple[int, int]]
 ) -> Encoded:
-    return Encoded(
-        ids=np.array([number for ids in sentences for number in ids], dtype=np.int32),
-        starts=np.cumsum([0, *map(len, sentences)]),
-        pairs=np.array(pairs),
-        kept=np.array(kept),
-        inverse=np.arange(len(pairs)),
-        cls_id=1,
-        sep_id=2,
-    )
+    ids = np.array([number for ids in sentences for number in ids], dtype=np.int32)
+    step = ids, np.cumsum([0, *map(len, sentences)]), np.array(kept)
+    return Encoded(np.array(pairs), np.arange(len(pairs)), iter([step]), cls_id=1, sep_id=2).all()
+
+
+@given(data=st.data(), budget=st.integers(1, 600))
+def test_batches_are_made_of_what_is_encoded_while_the_rest_is_not(data, budget):
+    """Each pair once, none before it is encoded, none after more is than it takes; no batch but the last
+    could have taken the next pair."""
+    lengths = np.array(data.draw(st.lists(st.integers(3, 200), max_size=60)), dtype=np.int64)
+    ends = sorted({*data.draw(st.lists(st.integers(0, len(lengths)), max_size=6)), len(lengths)})
+    nothing = np.zeros(0, np.int32), np.zeros(1, np.int64)
+    kept = np.stack((lengths - 3, np.zeros_like(lengths)), axis=1)
+    steps = ((*nothing, kept[:end]) for end in ends)
+    pairs = np.zeros((len(lengths), 2), np.int64)
+    encoded = Encoded(pairs, np.arange(len(pairs)), steps, cls_id=1, sep_id=2)
+    ran: list[int] = []
+    for rows in plan_stepwise(encoded, lambda some: plan(some, budget)):
+        assert len(rows) == 1 or lengths[rows].sum() <= budget
+        assert max(rows) < len(encoded.kept)
+        before = [*rows.tolist(), *ran]
+        waiting = [row for row in range(len(encoded.kept)) if row not in before]
+        longest = max(
+            (lengths[row] for row in waiting if lengths[row] <= lengths[rows].min()), default=budget
+        )
+        assert lengths[rows].sum() + longest > budget
+        ran += rows.tolist()
+    assert sorted(ran) == list(range(len(lengths)))
+
+
+def test_encoded_at_once_a_plan_is_the_plan_of_all():
+    lengths = np.random.default_rng(0).integers(3, 512, 1000)
+    kept = np.stack((lengths - 3, np.zeros_like(lengths)), axis=1)
+    step = np.zeros(0, np.int32), np.zeros(1, np.int64), kept
+    for finish in (Encoded.all, lambda encoded: encoded):
+        encoded = Encoded(np.zeros((1000, 2), np.int64), np.arange(1000), iter([step]), cls_id=1, sep_id=2)
+        found = plan_stepwise(finish(encoded), lambda some: plan(some, 4096))
+        assert [rows.tolist() for rows in found] == [rows.tolist() for rows in plan(lengths, 4096)]
 
 
 @given(data=st.data())

@@ -284,6 +284,54 @@ def test_a_stream_that_truncates_before_a_bad_pair_says_so_once(engine, caplog):
     ]
 
 
+@pytest.fixture
+def overlapping(engine, monkeypatch) -> Iterator[tuple[Engine, list[str]]]:
+    """An engine whose executor runs beside the host, four sentences ahead; what happens is listed."""
+    events: list[str] = []
+    with pickle.loads(pickle.dumps(engine)) as other:
+        words, executor = other._encoder._words, other._executor
+        spell, logits = words.spell, executor._logits
+        monkeypatch.setattr("segue.engine._SENTENCES", 4)
+        monkeypatch.setattr(executor, "overlaps", True, raising=False)
+        monkeypatch.setattr(executor, "batch_tokens", 64)
+        monkeypatch.setattr(executor, "grid", False, raising=False)
+        monkeypatch.setattr(executor, "_another", None)
+        monkeypatch.setattr(words, "spell", lambda some: events.append(f"{len(some)} read") or spell(some))
+        monkeypatch.setattr(executor, "_logits", lambda *all: events.append("run") or logits(*all))
+        yield other, events
+
+
+def test_what_is_encoded_runs_while_the_rest_is_not(engine, overlapping):
+    other, events = overlapping
+    pairs = [("the man went to the store " * (5 + i % 3), f"it likes sleeping {i}") for i in range(12)]
+    pairs += pairs[:4]
+    expected = engine.score(pairs)
+    assert np.abs(other.score(pairs) - expected).max() <= 2e-6
+    assert sum(event == "run" for event in events) >= 4
+    assert [event for event in events if event != "run"] == ["4 read", "8 read", "3 read"]
+    assert events.index("run") < events.index("3 read")
+    documents = [second for _, second in pairs]
+    ranks = [[one["corpus_id"] for one in e.rank("the man", documents)] for e in (engine, other)]
+    assert ranks[0] == ranks[1]
+    assert np.abs(np.array(list(other.score_iter(pairs))) - expected).max() <= 2e-6
+
+
+@pytest.mark.parametrize("bad", [("a", "\ud800"), ("man " * 600, "a")])
+def test_a_bad_pair_among_what_is_encoded_late_is_named_as_ever(overlapping, bad):
+    other, events = overlapping
+    pairs = [*((f"the man went {i} " * 4, f"b {i}") for i in range(20)), bad, ("a", "\udfff")]
+    given: list[float] = []
+    with pytest.raises(InputError, match=r"pairs\[20\]: "):
+        other.score(pairs[:21], truncation="error")
+    assert events.index("run") < len(events) - 1, "some ran before it was found"
+    with pytest.raises(InputError, match=r"pairs\[20\]: "):
+        given.extend(other.score_iter(pairs, truncation="error"))
+    assert np.abs(np.array(given) - other.score(pairs[:20])).max() <= 2e-6
+    if bad[0] == "a":
+        with pytest.raises(InputError, match=r"documents\[1\]: "):
+            other.rank("man", ["a", bad[1]])
+
+
 def test_stream_options_are_refused_at_the_call(engine):
     for options in ({"output": "x"}, {"truncation": "x"}, {"max_tokens": 1}):
         with pytest.raises(InputError, match=next(iter(options))):

@@ -29,8 +29,8 @@ ROOMS = {
     "engine": {"numpy", "tokenizers", "tqdm", "onnxruntime", "matplotlib"},
     "export": TORCH_SIDE
     | {"transformers", "matplotlib", "segue.kernels.reference"}
-    | {"segue.bundle", "segue.errors", "segue.text", "segue.batching", "segue.head", "segue.Engine"}
-    | {"segue.terminal"},
+    | {"segue.bundle", "segue.errors", "segue.text", "segue.encoded", "segue.batching", "segue.head"}
+    | {"segue.Engine", "segue.terminal"},
 }
 PACKAGE = {"kernels": "segue.kernels", "engine": "segue", "export": "segue.export"}
 # the files of the engine that may reach into the export room, when a checkpoint or a subcommand asks for it

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from segue import BundleError, InputError
 from segue.batching import pack
-from segue.text import PairEncoder, _distinct, _plain, number_pairs, truncated_lengths
+from segue.encoded import truncated_lengths
+from segue.text import PairEncoder, _distinct, _plain, number_pairs
 
 MODES = ("longest_first", "only_first", "only_second")
 AWKWARD = [
@@ -515,6 +516,44 @@ def test_truncation_error_names_the_first_pair_that_is_too_long(tokenizers):
     with pytest.raises(InputError, match=r"pairs\[2\]: 7 tokens, more than 6, and truncation='error'"):
         encoder.encode(pairs, truncation="error", max_tokens=6)
     assert encoder.encode(pairs, truncation="error", max_tokens=7).lengths.max() == 7
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    pairs=st.lists(st.tuples(texts, texts), max_size=25), again=st.integers(0, 5), at_once=st.integers(1, 9)
+)
+def test_step_by_step_all_is_as_at_once(tokenizers, pairs, again, at_once):
+    """What a step has stays as it is when the next comes, and a pair is there once both its sides are."""
+    encoder, _ = tokenizers
+    pairs = [*pairs, *pairs[again:], *(pair[::-1] for pair in pairs[:again])]
+    options = {"truncation": "longest_first", "max_tokens": 20}
+    whole, encoded = encoder.encode(pairs, **options), encoder.begin(pairs, **options, at_once=at_once)
+    names = ("ids", "starts", "kept")
+    assert len(encoded.ids) == len(encoded.kept) == 0
+    steps = []
+    while encoded.more():
+        steps.append([getattr(encoded, name) for name in names])
+        done = len(encoded.kept)
+        assert encoded.pairs[:done].max(initial=0) < len(encoded.starts) - 1
+        assert done == len(encoded.pairs) or encoded.pairs[done].max() >= len(encoded.starts) - 1
+    for name, now in zip(names, zip(*steps, strict=True), strict=False):
+        assert all(np.array_equal(some, getattr(whole, name)[: len(some)]) for some in now)
+    for name in (*names, "pairs", "inverse", "lengths", "cut"):
+        assert np.array_equal(getattr(encoded, name), getattr(whole, name))
+    sides = len({side for pair in pairs for side in pair})
+    assert len(steps) == -(-max(sides - at_once, 0) // (2 * at_once)) + (sides > 0)
+    assert not encoded.more()
+
+
+@pytest.mark.parametrize("bad", ["\ud800", "the " * 9])
+def test_a_pair_that_is_bad_in_a_later_step_is_named(fresh, bad):
+    pairs = [("the", "a"), ("the", "a"), ("man", "went"), ("store", "to"), ("a", bad)]
+    encoded = fresh.begin(pairs, truncation="error", max_tokens=8, at_once=2)
+    assert encoded.more()
+    assert len(encoded.lengths) == 1
+    with pytest.raises(InputError) as caught:
+        encoded.all()
+    assert caught.value.index == 4
 
 
 def test_a_mode_that_would_leave_nothing_says_so():

@@ -154,15 +154,16 @@ def test_nothing_is_left_of_the_batch_before(executor, rounds):
 
 
 def test_batches_are_taken_while_others_run_and_come_back_in_order(executor):
-    batches = [packed([5, 9]), packed([3]), packed([7])]
+    sizes = [[5, 9], [3], [7], [4, 4], [5], [6, 3, 3], [8]]
     taken: list[int] = []
-    results = executor.run(taken.append(len(batch.input_ids)) or batch for batch in batches)
+    results = executor.run(taken.append(len(lengths)) or packed(lengths) for lengths in sizes)
     first = next(results)
-    assert taken == [14, 3]
+    assert taken == [2, 1, 1, 2, 1], "the one that is computed, and as many on their way"
     kept = first.copy()
     rest = list(results)
     assert first.tobytes() == kept.tobytes(), "a result is the caller's own"
-    assert [len(logits) for logits in (first, *rest)] == [2, 1, 1]
+    assert np.concatenate([first, *rest]).tobytes() == run(executor, *map(packed, sizes)).tobytes()
+    assert [len(logits) for logits in (first, *rest)] == [*map(len, sizes)]
     assert list(executor.run([])) == []
 
 
@@ -507,7 +508,8 @@ def test_real_weights_give_what_onnx_runtime_gives(precision):
     pairs = [("He left.", "She stayed."), ("It rained all day, and nobody came.", "")]
     with Engine.load(executor="triton", precision=precision, max_batch_tokens=64) as engine:
         found = engine.predict(pairs, output="logit")
-        (batch,) = [pack(encoded := engine._encode(pairs, "longest_first", None), np.arange(len(pairs)))]
+        encoded = engine._encode(pairs, "longest_first", None).all()
+        batch = pack(encoded, np.arange(len(pairs)))
         plan, dtype = engine._executor._launches.plan, getattr(torch, precision)
     assert encoded.lengths.tolist() == [9, 12]
     if precision == "float32":

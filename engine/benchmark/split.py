@@ -22,9 +22,9 @@ def split(
     started = clock.now()
     while not taken["head"] or clock.now() - started < seconds:
         moments = [clock.now()]
-        encoded = engine._encode(pairs, "longest_first", None)
+        encoded = engine._encode(pairs, "longest_first", None).all()
         moments.append(clock.now())
-        batches = engine._plan(encoded)
+        batches = list(engine._plan(encoded))
         moments.append(clock.now())
         logits = execute(engine._executor, encoded, batches, labels=len(engine.labels))[encoded.inverse]
         moments.append(clock.now())

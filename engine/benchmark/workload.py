@@ -23,10 +23,11 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from segue.benchmark.scenarios import Pair
+from segue.encoded import MIN_TOKENS
 from segue.errors import InputError, SegueError
 from segue.files import source
 from segue.tables import Row, format_of, read_table
-from segue.text import MIN_TOKENS, PairEncoder
+from segue.text import PairEncoder
 
 __all__ = [
     "SHORTEST",

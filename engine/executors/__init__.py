@@ -5,8 +5,9 @@ from __future__ import annotations
 import ctypes
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from importlib.util import find_spec
+from itertools import tee
 from pathlib import Path
 from typing import Protocol
 
@@ -14,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segue.batching import PackedBatch, pack
+from segue.encoded import Encoded, Ints
 from segue.errors import BundleError, ExecutorUnavailable, InputError, SegueError
-from segue.text import Encoded, Ints
 
 __all__ = ["EXECUTORS", "Executor", "driver_loads", "execute", "open_executor"]
 
@@ -30,6 +31,7 @@ class Executor(Protocol):
     precision: str  # of the arithmetic
     threads: int
     batch_tokens: int  # run at once, if nobody says otherwise
+    overlaps: bool  # whether it runs beside the host, which does well to encode the next pairs meanwhile
     grid: bool  # whether attention lays pairs out as a grid, so that their longest counts for all
     description: list[str]  # what `engine.info` prints as the plan
 
@@ -126,16 +128,18 @@ def _triton_works(device: str) -> bool:
 
 
 def execute(
-    executor: Executor, encoded: Encoded, batches: Sequence[Ints], *, labels: int, progress: bool = False
+    executor: Executor, encoded: Encoded, batches: Iterable[Ints], *, labels: int, progress: bool = False
 ) -> NDArray[np.float32]:
     """Run every batch and return the logits of the distinct pairs, `[P, C]`.
 
     Raises:
+        InputError: a batch that is only now encoded has a bad pair; the message names it.
         SegueError: the model gave a value that is not finite; the message names the pair.
     """
     logits = np.empty((len(encoded.pairs), labels), dtype=np.float32)
-    found = executor.run(pack(encoded, rows) for rows in batches)
-    for rows, values in zip(_shown(batches, len(logits)) if progress else batches, found, strict=True):
+    begun, ended = tee(batches)
+    found = executor.run(pack(encoded, rows) for rows in begun)
+    for values, rows in zip(found, _shown(ended, len(logits)) if progress else ended, strict=True):
         logits[rows] = values
     if not np.isfinite(logits).all():
         row = int(np.argmin(np.isfinite(logits).all(axis=1)))
@@ -144,7 +148,7 @@ def execute(
     return logits
 
 
-def _shown(batches: Sequence[Ints], pairs: int) -> Iterator[Ints]:
+def _shown(batches: Iterable[Ints], pairs: int) -> Iterator[Ints]:
     """Yield the batches while a bar on stderr counts their pairs."""
     from tqdm import tqdm  # 20 ms that most calls need not pay
 

@@ -41,6 +41,7 @@ class OnnxRuntimeExecutor:
 
     name = "onnxruntime"
     precision = "float32"
+    overlaps = False  # all cores compute
     grid = True
 
     def __init__(

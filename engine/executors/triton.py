@@ -6,6 +6,7 @@ it; there nothing is captured.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
@@ -32,6 +33,9 @@ __all__ = ["TritonExecutor"]
 _PRECISIONS = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 _DEFAULT = "float16"  # as fast as bfloat16, and eight times closer
 _BATCH_TOKENS = 16_384
+# Batches on their way to the device while the next is made: as long as the host needs to encode some more
+# pairs, 10 to 30 ms. Who comes with one pair waits for all of them.
+_AHEAD = 4
 _Logits = NDArray[np.float32]
 
 
@@ -40,6 +44,7 @@ class TritonExecutor:
 
     name = "triton"
     threads = 1
+    overlaps = True
     grid = False  # attention never looks beyond a pair
 
     def __init__(
@@ -121,21 +126,20 @@ class TritonExecutor:
             raise ExecutorUnavailable(f"executor='triton', device={str(chosen)!r}: {error}") from error
 
     def run(self, batches: Iterable[PackedBatch]) -> Iterator[_Logits]:
-        """Yield the logits `[B, C]` of each batch, in order; a batch is taken from the iterable, and so made,
-        while the one before is computed.
+        """Yield the logits `[B, C]` of each batch, in order; batches are taken from the iterable, and so
+        made, while some before are computed.
 
         Raises:
             InputError: a batch is larger than what the executor was laid out for.
             SegueError: the device failed. The message says whether the engine can be used again.
         """
-        waiting: Callable[[], _Logits] | None = None
+        begun: deque[Callable[[], _Logits]] = deque()
         for batch in batches:
-            started = self._start(batch)
-            if waiting is not None:
-                yield waiting()
-            waiting = started
-        if waiting is not None:
-            yield waiting()
+            begun.append(self._start(batch))
+            if len(begun) > _AHEAD:
+                yield begun.popleft()()
+        while begun:
+            yield begun.popleft()()
 
     def warm_up(self) -> Iterator[tuple[int, int]]:
         """Compile every kernel and capture every graph; yields (done, of how many) on the way. What is
