@@ -82,16 +82,12 @@ def _fetch(
 @gluon.jit
 def _gelu(x):
     a = gl.abs(x)
-    p = (2.0355162e-6 * a - 1.7696062e-5) * a + 1.5849904e-4
-    p = ((p * a - 2.1227359e-4) * a + 3.7334366e-3) * a + 2.1891207e-2
-    p = (p * a + 5.2117206e-2) * a + 1.0442722
+    p = ((-3.2050618e-4 * a + 5.8272598e-3) * a - 4.8237267e-2) * a - 4.6412063e-1
+    p = (p * a - 1.1491762) * a - 1.0001207
     p = gl.inline_asm_elementwise(
-        "rcp.approx.ftz.f32 $0, $1;", "=f,f", [p], dtype=gl.float32, is_pure=True, pack=1
+        "ex2.approx.ftz.f32 $0, $1;", "=f,f", [p], dtype=gl.float32, is_pure=True, pack=1
     )
-    p *= p
-    p *= p
-    p *= p
-    return gl.maximum(x, 0.0) - a * (p * p)
+    return gl.maximum(x, 0.0) - a * p
 
 
 @gluon.jit

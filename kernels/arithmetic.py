@@ -1,9 +1,9 @@
-"""Arithmetic that kernels share: products, and two functions that GPUs have an instruction for, without what
+"""Arithmetic that kernels share: products, and a function that GPUs have an instruction for, without what
 Triton wraps around it for numbers that are too small to matter here."""
 
 from __future__ import annotations
 
-__all__ = ["exp2", "multiply", "reciprocal"]
+__all__ = ["exp2", "multiply"]
 
 import triton
 import triton.language as tl
@@ -44,13 +44,3 @@ def exp2(x, PTX: tl.constexpr):
             "ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
         )
     return tl.exp2(x)
-
-
-@triton.jit
-def reciprocal(x, PTX: tl.constexpr):
-    """1 / x, float32, to 1 unit in the last place. PTX: 0 for x beyond 2^126."""
-    if PTX:
-        return tl.inline_asm_elementwise(
-            "rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
-        )
-    return 1.0 / x

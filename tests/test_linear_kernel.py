@@ -76,9 +76,9 @@ def test_the_gelu_is_the_exact_one_far_into_the_tail(dtype: torch.dtype) -> None
     x = x.to(dtype)
     found = linear_gelu(x, x.new_ones(1, 1), x.new_zeros(1))
     exact = x.double() * torch.special.ndtr(x.double())
-    assert (found != exact.to(dtype)).double().mean() < 0.02
+    assert (found != exact.to(dtype)).double().mean() < 0.05
     step = torch.finfo(dtype).eps * exact.abs().clamp_min(torch.finfo(dtype).tiny)
-    assert ((found.double() - exact).abs() <= 0.75 * step).all()
+    assert ((found.double() - exact).abs() <= 0.6 * step).all()
 
 
 @pytest.mark.parametrize("line", MODULE._TABLE, ids=lambda line: f"{line[0]}, {line[1]} bytes, {line[-1]}")

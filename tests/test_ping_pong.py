@@ -19,7 +19,7 @@ for configuration in ping_pong.CONFIGURATIONS:
     given, options = ping_pong.arguments(x, weight, bias, out, configuration, gelu=True)
     compiled = ping_pong.ping_pong_kernel.warmup(*given, **options, grid=(1,))
     found.append([compiled.metadata.shared, *(compiled.asm["ptx"].count(word) for word in (
-        "wgmma.mma_async", "setmaxnreg", "cp.async.bulk.tensor.2d.shared", "rcp.approx.ftz.f32",
+        "wgmma.mma_async", "setmaxnreg", "cp.async.bulk.tensor.2d.shared", "ex2.approx.ftz.f32",
     ))])
 print(json.dumps(found))
 """
@@ -31,9 +31,9 @@ def binaries() -> list[list[int]]:
 
 
 def test_two_groups_multiply_and_one_warp_fetches_for_both(binaries):
-    for shared, products, registers, fetches, reciprocals in binaries:
+    for shared, products, registers, fetches, powers in binaries:
         assert shared <= 232_448
         assert products in (2 * 4, 2 * 8)  # of 64 or 128 rows, 64 deep, sixteen at a time
         assert registers  # given from one group to another
         assert fetches in (2, 2 * 6)  # of x and of weight, in a loop or written out
-        assert reciprocals == 2 * 128  # elements of a thread of either group
+        assert powers == 2 * 128  # elements of a thread of either group
