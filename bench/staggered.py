@@ -1,10 +1,13 @@
-"""An experiment: a product whose GELU hides behind the next product, beside the one in use and cuBLASLt.
+"""An experiment: a product whose epilogue hides behind the next product, beside the one in use and cuBLASLt.
 
-    python bench/ping_pong.py [--rows 16384]
+    python bench/staggered.py [--rows 16384]
 
-The kernels' GELU adds to a product what its instructions take: one group of warps multiplies, then does its
-epilogue, and the matrix units wait. Here a program has two such groups, which take tiles in turn, and a warp
-that fetches for both; while one does its epilogue the other multiplies (CUTLASS calls this ping-pong). It is
+The kernels' GELU adds to a product what its instructions take: all warps multiply, then all do the epilogue,
+and the matrix units wait. Here a program's two groups of warps have the upper and the lower half of the same
+tile, of 128 x 256, so that what is fetched, by a warp for both, is as little as before; but one group is a
+few steps ahead, and does its epilogue while the other has the matrix units to itself. It has to be as far
+ahead as an epilogue is long, and what is fetched has to stay for that long. (Groups that take whole tiles in
+turn, ping-pong in CUTLASS, would have tiles of half the size, which the L2 cache is too slow for here.) It is
 written in Gluon, Triton's dialect for this, which is still an experiment there, and for sm_90 alone.
 
 It compiles for sm_90 under triton 3.6.0 and 3.7.1 and has never run: results are compared before anything is
@@ -36,14 +39,16 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-__all__ = ["CONFIGURATIONS", "arguments", "ping_pong_kernel"]
+__all__ = ["CONFIGURATIONS", "arguments", "staggered_kernel"]
 
 SHAPES = (  # K, N, GELU: the products of BERT-base and of MiniLM-L6
     (768, 2304, False), (768, 768, False), (768, 3072, True), (3072, 768, False),
     (384, 1152, False), (384, 384, False), (384, 1536, True), (1536, 384, False),
 )  # fmt: skip
 _meet = getattr(gl, "thread_barrier", None) or gl.barrier  # of the warps of a group; triton 3.7 renamed it
-CONFIGURATIONS = ((128, 128, 64, 4), (128, 128, 64, 5), (64, 256, 64, 3), (64, 256, 64, 4))
+# columns and depth of a tile, stages, steps that one group is ahead
+CONFIGURATIONS = ((256, 32, 8, 6), (256, 32, 8, 4), (256, 64, 4, 3), (256, 64, 4, 2), (128, 64, 6, 3))
+_ROWS = 64  # of a group
 _GROUP = 8  # rows of tiles that are walked column by column
 
 
@@ -63,14 +68,14 @@ def _fetch(
     STAGES: gl.constexpr, GROUP: gl.constexpr, PROGRAMS: gl.constexpr,
 ):  # fmt: skip
     """One warp: blocks of the operands of all tiles, in order, into whichever stage is next."""
-    tiles = ((rows + ROWS - 1) // ROWS) * ((N + COLUMNS - 1) // COLUMNS)
+    tiles = ((rows + 2 * ROWS - 1) // (2 * ROWS)) * ((N + COLUMNS - 1) // COLUMNS)
     number = 0
     for tile in range(gl.program_id(0), tiles, PROGRAMS):
-        first_row, first_column = _place(tile, rows, N, ROWS, COLUMNS, GROUP)
+        first_row, first_column = _place(tile, rows, N, 2 * ROWS, COLUMNS, GROUP)
         for step in range(STEPS):
             stage = number % STAGES
             mbarrier.wait(empty.index(stage), ((number // STAGES) & 1) ^ 1)
-            mbarrier.expect(full.index(stage), 2 * DEPTH * (ROWS + COLUMNS))
+            mbarrier.expect(full.index(stage), 2 * DEPTH * (2 * ROWS + COLUMNS))
             x, weight = x_tiles.index(stage), weight_tiles.index(stage)
             tma.async_copy_global_to_shared(x_desc, [first_row, step * DEPTH], full.index(stage), x)
             tma.async_copy_global_to_shared(
@@ -92,76 +97,87 @@ def _gelu(x):
 
 @gluon.jit
 def _multiply(
-    x_tiles, weight_tiles, full, empty, out_tile, bias_ptr, out_desc, rows,
-    TURN: gl.constexpr,
+    x_tiles, weight_tiles, full, empty, ahead, free, out_tile, bias_ptr, out_desc, rows,
+    HALF: gl.constexpr,
     N: gl.constexpr, STEPS: gl.constexpr, GELU: gl.constexpr,
     ROWS: gl.constexpr, COLUMNS: gl.constexpr,
-    STAGES: gl.constexpr, GROUP: gl.constexpr, PROGRAMS: gl.constexpr,
+    STAGES: gl.constexpr, AHEAD: gl.constexpr, GROUP: gl.constexpr, PROGRAMS: gl.constexpr,
 ):  # fmt: skip
-    """Four warps: every second tile of the program. As stages are filled tile after tile, the one group's
-    are there when the other has had its own."""
+    """Four warps: the upper half of each tile of the program, or, some steps later, the lower one."""
     layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, COLUMNS, 16])
-    tiles = ((rows + ROWS - 1) // ROWS) * ((N + COLUMNS - 1) // COLUMNS)
-    number = TURN * STEPS
-    for tile in range(gl.program_id(0) + TURN * PROGRAMS, tiles, 2 * PROGRAMS):
-        first_row, first_column = _place(tile, rows, N, ROWS, COLUMNS, GROUP)
+    tiles = ((rows + 2 * ROWS - 1) // (2 * ROWS)) * ((N + COLUMNS - 1) // COLUMNS)
+    number = 0
+    for tile in range(gl.program_id(0), tiles, PROGRAMS):
+        first_row, first_column = _place(tile, rows, N, 2 * ROWS, COLUMNS, GROUP)
         product = gl.zeros((ROWS, COLUMNS), dtype=gl.float32, layout=layout)
+        done = number // STEPS  # tiles
+        if HALF == 1:
+            mbarrier.wait(ahead, 0, pred=done == 0)
         for step in range(STEPS):
             stage = number % STAGES
             mbarrier.wait(full.index(stage), (number // STAGES) & 1)
-            weight = weight_tiles.index(stage).permute((1, 0))
-            product = warpgroup_mma(x_tiles.index(stage), weight, product, is_async=True)
+            x, weight = x_tiles.index(stage).slice(HALF * ROWS, ROWS), weight_tiles.index(stage)
+            product = warpgroup_mma(x, weight.permute((1, 0)), product, is_async=True)
             product = warpgroup_mma_wait(1, deps=[product])
             _meet()  # all four warps are done with the block before
             mbarrier.arrive(empty.index((number + STAGES - 1) % STAGES), pred=step > 0)
             number += 1
+            if HALF == 0:
+                mbarrier.arrive(ahead, pred=number == AHEAD)
         product = warpgroup_mma_wait(0, deps=[product])
         _meet()
         mbarrier.arrive(empty.index((number + STAGES - 1) % STAGES))
-        number += STEPS  # of the other group
         column = first_column + gl.arange(0, COLUMNS, layout=gl.SliceLayout(0, layout))
         bias = gl.load(bias_ptr + gl.minimum(column, N - 1)).to(gl.float32)
         result = product + gl.expand_dims(bias, 0)
         if GELU:
             result = _gelu(result)
-        tma.store_wait(0)
-        _meet()  # the tile before has left
+        # The groups have one place to store from, and take it in turns, the upper half first.
+        mbarrier.wait(free.index(HALF), (done & 1) ^ (1 - HALF))
         out_tile.store(result.to(out_desc.dtype))
         fence_async_shared()
         _meet()
-        tma.async_copy_shared_to_global(out_desc, [first_row, first_column], out_tile)
-    tma.store_wait(0)
+        tma.async_copy_shared_to_global(out_desc, [first_row + HALF * ROWS, first_column], out_tile)
+        tma.store_wait(0)
+        _meet()
+        mbarrier.arrive(free.index(1 - HALF))
 
 
 @gluon.jit(do_not_specialize=["rows"])
-def ping_pong_kernel(
+def staggered_kernel(
     x_desc, weight_desc, bias_ptr, out_desc, rows,
     N: gl.constexpr, K: gl.constexpr, GELU: gl.constexpr,
     ROWS: gl.constexpr, COLUMNS: gl.constexpr, DEPTH: gl.constexpr,
-    STAGES: gl.constexpr, GROUP: gl.constexpr, PROGRAMS: gl.constexpr,
+    STAGES: gl.constexpr, AHEAD: gl.constexpr, GROUP: gl.constexpr, PROGRAMS: gl.constexpr,
 ):  # fmt: skip
     STEPS: gl.constexpr = (K + DEPTH - 1) // DEPTH
-    x_tiles = gl.allocate_shared_memory(x_desc.dtype, [STAGES, ROWS, DEPTH], x_desc.layout)
+    gl.static_assert(AHEAD < STAGES)  # the one group holds nothing back before the other begins
+    gl.static_assert(AHEAD <= STEPS)
+    x_tiles = gl.allocate_shared_memory(x_desc.dtype, [STAGES, 2 * ROWS, DEPTH], x_desc.layout)
     weight_tiles = gl.allocate_shared_memory(x_desc.dtype, [STAGES, COLUMNS, DEPTH], weight_desc.layout)
-    one = gl.allocate_shared_memory(x_desc.dtype, [ROWS, COLUMNS], out_desc.layout)
-    other = gl.allocate_shared_memory(x_desc.dtype, [ROWS, COLUMNS], out_desc.layout)
+    out_tile = gl.allocate_shared_memory(x_desc.dtype, [ROWS, COLUMNS], out_desc.layout)
     full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    ahead = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
+    free = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
     for stage in gl.static_range(STAGES):
         mbarrier.init(full.index(stage), count=1)
-        mbarrier.init(empty.index(stage), count=1)
+        mbarrier.init(empty.index(stage), count=2)
+    mbarrier.init(ahead, count=1)
+    for half in gl.static_range(2):
+        mbarrier.init(free.index(half), count=1)
     fence_async_shared()
     gl.warp_specialize(
         [
             (
                 _multiply,
-                (x_tiles, weight_tiles, full, empty, one, bias_ptr, out_desc, rows,
-                 0, N, STEPS, GELU, ROWS, COLUMNS, STAGES, GROUP, PROGRAMS),
+                (x_tiles, weight_tiles, full, empty, ahead, free, out_tile, bias_ptr, out_desc, rows,
+                 0, N, STEPS, GELU, ROWS, COLUMNS, STAGES, AHEAD, GROUP, PROGRAMS),
             ),
             (
                 _multiply,
-                (x_tiles, weight_tiles, full, empty, other, bias_ptr, out_desc, rows,
-                 1, N, STEPS, GELU, ROWS, COLUMNS, STAGES, GROUP, PROGRAMS),
+                (x_tiles, weight_tiles, full, empty, ahead, free, out_tile, bias_ptr, out_desc, rows,
+                 1, N, STEPS, GELU, ROWS, COLUMNS, STAGES, AHEAD, GROUP, PROGRAMS),
             ),
             (
                 _fetch,
@@ -178,14 +194,14 @@ def arguments(
     x: Tensor, weight: Tensor, bias: Tensor, out: Tensor, configuration: tuple[int, int, int, int], gelu: bool
 ) -> tuple[list[Any], dict[str, Any]]:
     """What the kernel is launched with, on 132 multiprocessors; x [R, K], weight [N, K], out [R, N]."""
-    rows, columns, depth, stages = configuration
+    columns, depth, stages, ahead = configuration
     described = [
         TensorDescriptor.from_tensor(t, list(block), gl.NVMMASharedLayout.get_default_for(block, gl.float16))
-        for t, block in ((x, (rows, depth)), (weight, (columns, depth)), (out, (rows, columns)))
+        for t, block in ((x, (2 * _ROWS, depth)), (weight, (columns, depth)), (out, (_ROWS, columns)))
     ]
     options = {
-        "N": len(weight), "K": x.shape[1], "GELU": gelu, "ROWS": rows, "COLUMNS": columns, "DEPTH": depth,
-        "STAGES": stages, "GROUP": _GROUP, "PROGRAMS": 132, "num_warps": 4,
+        "N": len(weight), "K": x.shape[1], "GELU": gelu, "ROWS": _ROWS, "COLUMNS": columns, "DEPTH": depth,
+        "STAGES": stages, "AHEAD": ahead, "GROUP": _GROUP, "PROGRAMS": 132, "num_warps": 4,
     }  # fmt: skip
     return [*described[:2], bias, described[2], len(x)], options
 
@@ -196,7 +212,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=16_384)
     rows = parser.parse_args().rows
     if not torch.cuda.is_available() or torch.cuda.get_device_capability() != (9, 0):
-        sys.exit("ping_pong: this needs a GPU of compute capability 9.0")
+        sys.exit("staggered: this needs a GPU of compute capability 9.0")
     from gpu_timing import compare
 
     from segue import kernels
@@ -217,7 +233,7 @@ def main() -> None:
             mine = torch.full_like(out, torch.nan)
             given, options = arguments(x, weight, bias, mine, configuration, gelu)
             try:
-                ping_pong_kernel[(132,)](*given, **options)
+                staggered_kernel[(132,)](*given, **options)
                 torch.cuda.synchronize()
             except Exception as error:  # what does not compile is part of the result
                 print(f"| {depth} | {columns} | {configuration} | {type(error).__name__} | |")
@@ -227,8 +243,8 @@ def main() -> None:
                 print(f"| {depth} | {columns} | {configuration} | differs by {wrong:.2g} | |")
                 if not wrong < 0.01:  # NaN, too
                     continue
-            sides[f"ping-pong {configuration}"] = [
-                lambda g=given, o=options: ping_pong_kernel[(132,)](*g, **o)
+            sides[f"staggered {configuration}"] = [
+                lambda g=given, o=options: staggered_kernel[(132,)](*g, **o)
             ]
         for name, took in compare(sides, device).items():
             rate = 2e-6 * rows * depth * columns / took["us"] if "us" in took else 0
