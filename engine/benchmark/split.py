@@ -1,4 +1,7 @@
-"""Where the time of a call goes: its four steps, each timed, taken as `Engine.predict` takes them."""
+"""Where the time of a call goes: the four steps of `Engine.predict`, each timed, one after the other.
+
+On a GPU a long call takes less than their sum: it tokenises the next pairs while others are executed.
+"""
 
 from __future__ import annotations
 
