@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
+from segue.encoded import MIN_TOKENS
 from segue.errors import BundleError
 from segue.onnx_file import external_data_locations
 
@@ -69,6 +70,9 @@ class Head:
                 "head: an nsp head has the labels IsNext, NotNext in this order and positive 0, "
                 f"got {list(self.labels)} and {self.positive}"
             )
+        for label in self.labels:
+            if self.labels.count(label) > 1:
+                raise BundleError(f"head.labels: {label!r} is there twice")
         least = 2 if self.activation == "softmax" else 1
         if len(self.labels) < least or (self.activation != "softmax" and len(self.labels) != 1):
             raise BundleError(
@@ -107,6 +111,14 @@ class Manifest:
     versions: dict[str, str]  # of segue, torch, onnx, ... at export
     parity: dict[str, Any]  # the measured distance from PyTorch
     files: dict[str, str]  # name -> sha256
+
+    def __post_init__(self) -> None:
+        """Raise BundleError where a pair cannot be as long as it says."""
+        if not MIN_TOKENS <= self.max_tokens <= self.dimensions.positions:
+            raise BundleError(
+                f"max_tokens: expected {MIN_TOKENS} to {self.dimensions.positions}, the positions there are, "
+                f"got {self.max_tokens}"
+            )
 
 
 def sha256(path: Path) -> str:
@@ -159,7 +171,7 @@ def _read_manifest(folder: Path) -> Manifest:
         raise BundleError(f"{folder}: no {MANIFEST}: not a segue bundle (`segue export` makes one)")
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError alike
+    except (ValueError, RecursionError) as error:  # JSONDecodeError and UnicodeDecodeError are the first
         raise BundleError(f"{path}: not readable as JSON: {error}") from error
     if not isinstance(data, dict):
         raise BundleError(f"{path}: expected an object, got {type(data).__name__}")

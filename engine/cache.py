@@ -8,7 +8,7 @@ from pathlib import Path
 
 from segue import __version__
 from segue.bundle import MANIFEST
-from segue.errors import BundleError, ExecutorUnavailable
+from segue.errors import BundleError, ExecutorUnavailable, SegueError
 
 __all__ = ["cache_folder", "exported"]
 
@@ -29,6 +29,7 @@ def exported(checkpoint: Path) -> Path:
     Raises:
         ExecutorUnavailable: the packages that exporting needs are missing.
         BundleError: the checkpoint cannot be exported exactly.
+        SegueError: the cache's folder cannot be made.
     """
     state = hashlib.sha256(f"{__version__} {checkpoint.resolve()}".encode())
     for path in sorted(path for path in checkpoint.iterdir() if path.is_file()):
@@ -44,7 +45,13 @@ def exported(checkpoint: Path) -> Path:
             f"{checkpoint} is a PyTorch checkpoint, and exporting it needs {error.name}: "
             "pip install 'segue[export]'"
         ) from error
-    bundle.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        bundle.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SegueError(
+            f"{bundle.parent}: no place for exported checkpoints ({error.strerror}): "
+            "the environment variable SEGUE_CACHE may name another folder"
+        ) from error
     try:
         export_checkpoint(checkpoint, bundle)
     except BundleError:

@@ -2,7 +2,7 @@
 
 Nothing heavy is imported until a command runs. Errors are one line on stderr. Exit codes: 0 all done,
 1 failed, 2 bad usage or input; where a signal ends the process, what a shell expects: 130 for Ctrl-C, 141
-where the reader of stdout has gone, 143 for SIGTERM.
+where the reader of stdout has gone, 129 and 143 for SIGHUP and SIGTERM.
 """
 
 from __future__ import annotations
@@ -29,17 +29,21 @@ tables (UTF-8):
   TSV    columns between tabs; nothing is quoted, so no text can hold a tab or a line break
   CSV    with a header; quoted fields may hold commas, quotes and line breaks
   JSONL  an object or an array a line
-  {default}
+  {columns}
   Each row is written as it was read, with its score after it; a JSONL line keeps every
-  character. Blank lines at the end are ignored.
+  character. {blank}
 """
 _PAIR_COLUMNS = """\
 Without --columns the texts are in the columns a and b, text_a and text_b, sentence1 and
   sentence2, sentence_a and sentence_b, premise and hypothesis, question and answer, query
   and passage, or query and document; or in the only two columns of a TSV, CSV or array."""
+_PAIR_BLANK = "Blank lines at the end are ignored."
 _DOCUMENT_COLUMNS = """\
 Without --columns the documents are in the column text, document or passage, or in the only
   column of a TSV, CSV or array; so a plain text file has a document a line."""
+_DOCUMENT_BLANK = """\
+A blank line of a TSV with one column is an empty document;
+  elsewhere blank lines at the end are ignored."""
 _CODES = "exit codes: 0 all done, 1 failed, 2 bad usage or input"
 
 
@@ -95,7 +99,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
 
 def _add_score(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=lambda arguments: _commands().score(arguments))
-    parser.epilog = f"{_TABLES.format(default=_PAIR_COLUMNS)}\n{_CODES}"
+    parser.epilog = f"{_TABLES.format(columns=_PAIR_COLUMNS, blank=_PAIR_BLANK)}\n{_CODES}"
     add_table(parser, "A,B")
     parser.add_argument("--all-labels", action="store_true", help="write a column for each label")
     parser.add_argument(
@@ -107,7 +111,7 @@ def _add_score(parser: argparse.ArgumentParser) -> None:
 
 def _add_rank(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=lambda arguments: _commands().rank(arguments))
-    parser.epilog = f"{_TABLES.format(default=_DOCUMENT_COLUMNS)}\n{_CODES}"
+    parser.epilog = f"{_TABLES.format(columns=_DOCUMENT_COLUMNS, blank=_DOCUMENT_BLANK)}\n{_CODES}"
     parser.add_argument("query", metavar="QUERY")
     add_table(parser, "COLUMN")
     parser.add_argument("--top-k", type=count, metavar="K", help="write only the K best")
@@ -200,7 +204,8 @@ def _needs(extra: str | None) -> Iterator[None]:
 
 @contextmanager
 def _stoppable() -> Iterator[None]:
-    """Let SIGTERM end the process as Ctrl-C does, so that no half-written file stays behind."""
+    """Let SIGTERM, and SIGHUP unless it is ignored, as under nohup, end the process as Ctrl-C does, so that
+    no half-written file stays behind."""
 
     def stop(number: int, _: object) -> None:
         raise SystemExit(128 + number)
@@ -208,11 +213,14 @@ def _stoppable() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():  # only that one may set handlers
         yield
         return
-    before = signal.signal(signal.SIGTERM, stop)
+    before = {signal.SIGTERM: signal.signal(signal.SIGTERM, stop)}
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        before[signal.SIGHUP] = signal.signal(signal.SIGHUP, stop)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _complain(error: Exception, code: int) -> int:

@@ -17,6 +17,7 @@ from segue.columns import DOCUMENT, PAIR
 from segue.engine import Engine
 from segue.errors import InputError
 from segue.files import STREAM, destination, source
+from segue.head import positive_column
 from segue.options import load_options
 from segue.results import write_scores
 from segue.tables import Row, Table, format_of, read_table
@@ -34,11 +35,11 @@ def score(arguments: argparse.Namespace) -> None:
         names = [arguments.score_name]
         if arguments.all_labels:
             names = [f"{arguments.score_name}_{label}" for label in engine.labels]
+        columns = range(len(engine.labels)) if arguments.all_labels else [positive_column(engine.info.head)]
 
-        def numbers(pairs: Iterable[tuple[str, ...]]) -> Iterator[_Numbers]:
-            if arguments.all_labels:
-                return map(tuple, engine.predict_iter(pairs, **options))
-            return ((np.float32(value),) for value in engine.score_iter(pairs, **options))
+        def numbers(pairs: Iterable[tuple[str, ...]], weigh: Callable[[Any], int]) -> Iterator[_Numbers]:
+            for values in engine._predict_iter(pairs, weigh=weigh, **options):
+                yield [values[column] for column in columns]
 
         screen = arguments.out == STREAM and sys.stdout.isatty()
         with Progress(file, wanted=not screen) as progress:
@@ -112,7 +113,7 @@ def _write(
 
 
 def _in_step(
-    numbers: Callable[[Iterable[tuple[str, ...]]], Iterator[_Numbers]],
+    numbers: Callable[[Iterable[tuple[str, ...]], Callable[[Any], int]], Iterator[_Numbers]],
     table: Table,
     out: BinaryIO,
     progress: Progress,
@@ -126,8 +127,13 @@ def _in_step(
             waiting.append((row, progress.position()))
             yield row.texts
 
+    def weigh(_: Any) -> int:
+        """Characters of the row that was read last: of its line, or of its columns."""
+        row, _ = waiting[-1]
+        return len(row.source) or sum(map(len, row.record))
+
     try:
-        for values in numbers(texts()):
+        for values in numbers(texts(), weigh):
             row, position = waiting.popleft()
             yield row, values
             done += 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -19,9 +19,9 @@ from segue.errors import BundleError, InputError, SegueError
 from segue.executors import Executor, execute, open_executor
 from segue.head import check_output, positive_column, probabilities, scores
 from segue.report import Explanation, Info
-from segue.text import PairEncoder, check_iterable
+from segue.text import PairEncoder, check_iterable, check_unicode
 from segue.threads import available_threads
-from segue.windows import windows
+from segue.windows import characters, windows
 
 __all__ = ["DEFAULT_MODEL", "Engine"]
 
@@ -31,6 +31,7 @@ DEFAULT_MODEL = Path(__file__).parent / "models" / "nsp-minilm"
 # take more memory than all the rest.
 _GRID_SLACK = 2
 _GRID_SCORES = 2048
+_MOST_THREADS = 1024  # beyond what a machine has, they only take memory: a hundred thousand took 16 GB
 _SENTENCES = 1024  # encoded first, and later twice as many, while what was encoded before runs on a device
 
 
@@ -94,7 +95,7 @@ class Engine:
         }
         if not isinstance(batch_invariant, bool):
             raise InputError(f"batch_invariant: expected True or False, got {batch_invariant!r}")
-        threads = _positive("threads", threads, available_threads())
+        threads = _positive("threads", threads, available_threads(), most=_MOST_THREADS)
         batch_tokens = _positive("max_batch_tokens", max_batch_tokens, 0) or None
         bundle = _bundle_folder(path)
         manifest = read_bundle(bundle)
@@ -184,6 +185,7 @@ class Engine:
         column = positive_column(self._manifest.head)
         if not isinstance(query, str):
             raise InputError(f"query: expected str, got {type(query).__name__}")
+        check_unicode("query", query)
         check_iterable("documents", documents, "str")
         top_k = None if top_k is None else _positive("top_k", top_k, 1)
         texts = list(documents)
@@ -230,17 +232,18 @@ class Engine:
         max_tokens: int | None = None,
     ) -> Iterator[NDArray[np.float32]]:
         """Yield a value per label, `[C]`, of each pair; as `score_iter` otherwise."""
-        check_output(output)
-        self._encode([], truncation, max_tokens)  # options are refused at the call, not at the first pair
-        check_iterable("pairs", pairs, "(str, str)")
-        return self._stream(pairs, output, truncation, max_tokens)
+        return self._predict_iter(pairs, output, truncation, max_tokens)
 
     def explain(
         self, first: str, second: str, *, truncation: str = "longest_first", max_tokens: int | None = None
     ) -> Explanation:
         """Return what the model sees of a pair, and what it makes of it."""
-        encoded = self._encode([(first, second)], truncation, max_tokens)
-        logits = self._logits(encoded)[0]
+        try:
+            encoded = self._encode([(first, second)], truncation, max_tokens)
+            logits = self._logits(encoded)[0]
+        except InputError as error:
+            raise InputError(error.reason) from None  # there is one pair
+        _warn_truncated(encoded.truncated, 1)
         batch = pack(encoded, np.array([0]))
         return Explanation.of(batch, encoded, self._encoder, logits, self._manifest.head)
 
@@ -312,12 +315,30 @@ class Engine:
             grid, squares = _GRID_SLACK * tokens, _GRID_SCORES * tokens // self._manifest.dimensions.heads
         return plan_stepwise(encoded, lambda lengths: plan(lengths, tokens, grid, squares))
 
+    def _predict_iter(
+        self,
+        pairs: Iterable[Any],
+        output: str = "probability",
+        truncation: str = "longest_first",
+        max_tokens: int | None = None,
+        weigh: Callable[[Any], int] = characters,
+    ) -> Iterator[NDArray[np.float32]]:
+        """As `predict_iter`. weigh: how many characters the caller, too, holds for a pair that was read."""
+        check_output(output)
+        self._encode([], truncation, max_tokens)  # options are refused at the call, not at the first pair
+        check_iterable("pairs", pairs, "(str, str)")
+        return self._stream(windows(pairs, weigh), output, truncation, max_tokens)
+
     def _stream(
-        self, pairs: Iterable[Any], output: str, truncation: str, max_tokens: int | None
+        self,
+        pairs: Iterable[tuple[int, list[Any]]],
+        output: str,
+        truncation: str,
+        max_tokens: int | None,
     ) -> Iterator[NDArray[np.float32]]:
         truncated = seen = 0
         try:
-            for start, window in windows(pairs):
+            for start, window in pairs:
                 encoded, logits, error = self._until_bad(window, truncation, max_tokens)
                 truncated += encoded.truncated
                 seen += len(logits)
@@ -368,11 +389,13 @@ def _bundle_folder(path: str | os.PathLike[str] | None) -> Path:
     raise BundleError(f"{folder}: neither a bundle ({MANIFEST}) nor a Hugging Face checkpoint (config.json)")
 
 
-def _positive(name: str, value: Any, default: int) -> int:
+def _positive(name: str, value: Any, default: int, *, most: int | None = None) -> int:
     if value is None:
         return default
-    if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < 1:
-        raise InputError(f"{name}: expected a whole number from 1, got {value!r}")
+    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    if not whole or value < 1 or (most is not None and value > most):
+        bounds = "from 1" if most is None else f"from 1 to {most}"
+        raise InputError(f"{name}: expected a whole number {bounds}, got {value!r}")
     return int(value)
 
 

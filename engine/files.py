@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from segue.errors import InputError
 
@@ -30,7 +30,7 @@ def source(path: str) -> Iterator[tuple[BinaryIO, str]]:
         InputError: it cannot be opened.
     """
     if path == STREAM:
-        yield sys.stdin.buffer, "stdin"
+        yield _standard(sys.stdin, "stdin"), "stdin"
         return
     with _opened(path, path, "rb") as file:
         yield file, path
@@ -47,14 +47,15 @@ def destination(path: str) -> Iterator[BinaryIO]:
         InputError: it is a folder, there is no such folder, or no permission to write.
     """
     if path == STREAM:
-        yield sys.stdout.buffer
-        sys.stdout.buffer.flush()
+        stream = _standard(sys.stdout, "stdout")
+        yield stream
+        stream.flush()
         return
-    target = Path(os.path.realpath(path))
-    if target.is_dir():
+    given, target = Path(path), Path(os.path.realpath(path))
+    if given.is_dir():
         raise InputError(f"{path}: is a directory")
-    if target.exists() and not target.is_file():
-        with _opened(target, path, "wb") as file:
+    if given.exists() and not given.is_file():  # /dev/stdout on a pipe: a link to what has no path
+        with _opened(given, path, "wb") as file:
             yield file
         return
     if target.exists() and not os.access(target, os.W_OK):
@@ -83,6 +84,13 @@ def discard_output() -> None:
         os.close(nowhere)
     except (OSError, ValueError):  # a stdout with no file beneath it
         return
+
+
+def _standard(stream: Any, name: str) -> BinaryIO:
+    if stream is None:  # as Python has it where the process was started without
+        raise InputError(f"{name}: is closed")
+    found: BinaryIO = stream.buffer
+    return found
 
 
 def _opened(path: str | Path, name: str, mode: str) -> BinaryIO:

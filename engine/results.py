@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -54,7 +55,8 @@ def write_scores(
     else:
         lines = _cell_lines(table, scored, format, scores_only=scores_only)
     if titled and format != "jsonl" and table.names:
-        file.write(_LINES[format]([*names, *score_names], table.name).encode())
+        titles = _LINES[format]([*names, *score_names], table.name)
+        lines = chain([(f"{table.name}: the columns' names", titles)], lines)
     for where, line in lines:
         try:
             file.write(line.encode())

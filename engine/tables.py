@@ -5,8 +5,8 @@
     jsonl   an object a line, columns by key, or an array a line, columns by place.
 
 Every row has as many columns as the first (JSONL objects: at least the ones that are read). Blank lines at
-the end are ignored and an error elsewhere; where documents are read from a TSV, a blank line is an empty
-one. Memory holds one row. Knows nothing about models, nor where the bytes come from.
+the end are ignored and an error elsewhere; where documents are read from a TSV of one column, a blank line is
+an empty one. Memory holds one row. Knows nothing about models, nor where the bytes come from.
 """
 
 from __future__ import annotations
@@ -77,7 +77,9 @@ def read_table(
         InputError: now, or later from `rows`; names the file, the line (from 1) and what is wrong with it.
     """
     parsed = _PARSERS[format](_lines(file, name), name)
-    if format == "tsv" and known is DOCUMENT:
+    first = next(parsed, None)
+    parsed = iter(()) if first is None else chain([first], parsed)
+    if first is not None and format == "tsv" and known is DOCUMENT and len(first[1]) < 2:
         parsed = ((line, record or [""], text) for line, record, text in parsed)
     else:
         parsed = _without_last_blanks(parsed, name)

@@ -22,7 +22,7 @@ from segue.encoded import MIN_TOKENS, Encoded, Growing, Ints, Step, sizes_of, tr
 from segue.errors import BundleError, InputError
 from segue.words import Words
 
-__all__ = ["TRUNCATIONS", "PairEncoder", "check_iterable", "number_pairs"]
+__all__ = ["TRUNCATIONS", "PairEncoder", "check_iterable", "check_unicode", "number_pairs"]
 
 TRUNCATIONS = ("longest_first", "only_first", "only_second", "error")
 
@@ -193,12 +193,24 @@ def _checked(pairs: Iterable[Any]) -> Iterator[Any]:
         if not isinstance(pair, (tuple, list, np.ndarray)):
             hint = "; one pair alone goes into a list: [(a, b)]" if isinstance(pair, str) else ""
             raise InputError(f"expected (str, str), got {_shown(pair)}{hint}", index=index)
-        if np.ndim(pair) == 0 or len(pair) != 2:
+        if (isinstance(pair, np.ndarray) and pair.ndim == 0) or len(pair) != 2:
             raise InputError(f"expected two strings, got {_shown(pair)}", index=index)
         first, second = pair
         if not (isinstance(first, str) and isinstance(second, str)):
             raise InputError(f"expected (str, str), got ({_kind(first)}, {_kind(second)})", index=index)
         yield first, second
+
+
+def check_unicode(name: str, text: str) -> None:
+    """Raise InputError where `text` has no UTF-8 form, which no tokenizer reads."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{name}: {_lone(text, error.start)}") from None
+
+
+def _lone(text: str, start: int) -> str:
+    return f"a lone surrogate, {text[start]!r}, at character {start}: it is no valid Unicode"
 
 
 def _surrogate(sentences: list[str], numbered: Ints) -> InputError:
@@ -208,9 +220,7 @@ def _surrogate(sentences: list[str], numbered: Ints) -> InputError:
         except UnicodeEncodeError as error:
             index, side = np.argwhere(numbered == number)[0]
             return InputError(
-                f"the {('first', 'second')[side]} text has a lone surrogate, {sentence[error.start]!r}, "
-                f"at character {error.start}: it is no valid Unicode",
-                index=int(index),
+                f"the {('first', 'second')[side]} text has {_lone(sentence, error.start)}", index=int(index)
             )
     raise AssertionError("the tokenizer refused a string that has a UTF-8 form")
 

@@ -2,30 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-__all__ = ["windows"]
+import numpy as np
 
-_FIRST, _MOST = (
-    64,
-    8192,
-)  # pairs; windows double, so that the first scores of a slow stream do not wait for long
+__all__ = ["characters", "windows"]
+
+# pairs; windows double, so that the first scores of a slow stream do not wait for long
+_FIRST, _MOST = 64, 8192
 _CHARACTERS = 1 << 23  # a window closes past this many, whatever its pairs
 
 
-def windows(items: Iterable[Any]) -> Iterator[tuple[int, list[Any]]]:
-    """Yield (number of the first item, items). Where the stream raises, what came before is yielded first."""
-    start, size, characters = 0, _FIRST, 0
+def characters(item: Any) -> int:
+    """How many there are in the texts of a pair; of what is no pair, none."""
+    if not isinstance(item, (list, tuple)) and not (isinstance(item, np.ndarray) and item.ndim):
+        return 0
+    return sum(len(text) for text in item if isinstance(text, str))
+
+
+def windows(
+    items: Iterable[Any], weigh: Callable[[Any], int] = characters
+) -> Iterator[tuple[int, list[Any]]]:
+    """Yield (number of the first item, items). Where the stream raises, what came before is yielded first.
+
+    Args:
+        weigh: how many characters are held for an item that was just taken from the stream.
+    """
+    start, size, held = 0, _FIRST, 0
     window: list[Any] = []
     try:
         for item in items:
             window.append(item)
-            if isinstance(item, (list, tuple)):
-                characters += sum(len(text) for text in item if isinstance(text, str))
-            if len(window) == size or characters > _CHARACTERS:
+            held += weigh(item)
+            if len(window) == size or held > _CHARACTERS:
                 yield start, window
-                start, size, characters = start + len(window), min(2 * size, _MOST), 0
+                start, size, held = start + len(window), min(2 * size, _MOST), 0
                 window = []
     except Exception:
         if window:

@@ -124,7 +124,7 @@ def _config(path: Path) -> dict[str, Any]:
         config = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise BundleError(f"{path.parent}: no config.json: not a Hugging Face checkpoint folder") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BundleError(f"{path}: not readable as JSON: {error}") from error
     if not isinstance(config, dict):
         raise BundleError(f"{path}: expected an object, got {type(config).__name__}")
@@ -140,7 +140,7 @@ def _check_supported(config: dict[str, Any]) -> None:
 
 def _architecture(config: dict[str, Any]) -> str:
     named = config.get("architectures")
-    if not isinstance(named, list) or len(named) != 1 or named[0] not in CLASSIFIERS:
+    if named not in [[name] for name in CLASSIFIERS]:
         raise BundleError(f"architectures: expected one of {', '.join(CLASSIFIERS)}, got {named!r}")
     return str(named[0])
 

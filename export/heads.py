@@ -76,7 +76,10 @@ def _labels(config: dict[str, Any]) -> tuple[str, ...]:
         return tuple(f"LABEL_{index}" for index in range(count))
     if not isinstance(named, dict) or set(named) != {str(index) for index in range(len(named))} or not named:
         raise BundleError(f"id2label: expected a label for each of 0, 1, …, got {named!r}")
-    return tuple(str(named[str(index)]) for index in range(len(named)))
+    labels = [named[str(index)] for index in range(len(named))]
+    if not all(isinstance(label, str | int) for label in labels):
+        raise BundleError(f"id2label: expected names, got {named!r}")
+    return tuple(map(str, labels))
 
 
 def _problem(config: dict[str, Any], labels: int) -> str | None:

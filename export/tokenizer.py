@@ -39,7 +39,7 @@ def read_tokenizer(folder: Path, vocab_size: int) -> Tokenizer:
     """
     settings = _settings(folder)
     inputs = settings.get("model_input_names")
-    if inputs is not None and "token_type_ids" not in inputs:
+    if inputs is not None and not (isinstance(inputs, list) and "token_type_ids" in inputs):
         raise BundleError(f"{folder}: tokenizer_config.json: model_input_names leaves token_type_ids out")
     if settings.get("truncation_side", "right") != "right":
         raise BundleError(f"{folder}: tokenizer_config.json: truncation_side: segue truncates on the right")
@@ -92,9 +92,12 @@ def _from_vocabulary(folder: Path, settings: dict[str, Any]) -> Tokenizer:
     """Build BERT's tokenizer from vocab.txt: a token a line, its number the id."""
     if (found := settings.get("tokenizer_class")) not in _BERT_CLASSES:
         raise BundleError(f"{folder}: tokenizer_class: {found!r} needs a tokenizer.json")
-    lines = (folder / "vocab.txt").read_text(encoding="utf-8").split("\n")
+    try:
+        lines = (folder / "vocab.txt").read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise BundleError(f"{folder / 'vocab.txt'}: not UTF-8: {error}") from error
     vocabulary = {token: index for index, token in enumerate(lines) if token}
-    names = {role: _special_token(settings, role) for role in ("unk", "sep", "pad", "cls", "mask")}
+    names = {role: _special_token(folder, settings, role) for role in ("unk", "sep", "pad", "cls", "mask")}
     for role in ("unk", "sep", "cls"):
         if names[role] not in vocabulary:
             raise BundleError(f"{folder / 'vocab.txt'}: the {role}_token {names[role]!r} is not in it")
@@ -123,17 +126,29 @@ def _normalizer(settings: dict[str, Any], folder: Path) -> normalizers.Normalize
         raise BundleError(f"{folder / 'tokenizer_config.json'}: {error}") from error
 
 
-def _special_token(settings: dict[str, Any], role: str) -> str:
+def _special_token(folder: Path, settings: dict[str, Any], role: str) -> str:
     """Return the name of a special token: the settings give a string, or an object with `content`."""
     found = settings.get(f"{role}_token") or f"[{role.upper()}]"
-    return str(found["content"] if isinstance(found, dict) else found)
+    return found if isinstance(found, str) else _content(folder, f"{role}_token", found)
+
+
+def _content(folder: Path, key: str, found: Any) -> str:
+    if not isinstance(found, dict) or not isinstance(found.get("content"), str):
+        raise BundleError(
+            f"{folder / 'tokenizer_config.json'}: {key}: expected an object with content, got {found!r}"
+        )
+    return str(found["content"])
 
 
 def _added_tokens(folder: Path, settings: dict[str, Any]) -> list[str]:
     """Return the tokens that the settings add to the vocabulary, new and old way."""
-    decoder = settings.get("added_tokens_decoder") or {}
+    key = "added_tokens_decoder"
+    decoder = settings.get(key) or {}
+    if not isinstance(decoder, dict):
+        raise BundleError(f"{folder / 'tokenizer_config.json'}: {key}: expected an object, got {decoder!r}")
     path = folder / "added_tokens.json"
-    return [token["content"] for token in decoder.values()] + list(_object(path) if path.is_file() else ())
+    old = _object(path) if path.is_file() else {}
+    return [*(_content(folder, key, token) for token in decoder.values()), *old]
 
 
 def _settings(folder: Path) -> dict[str, Any]:
@@ -144,7 +159,7 @@ def _settings(folder: Path) -> dict[str, Any]:
 def _object(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BundleError(f"{path}: not readable as JSON: {error}") from error
     if not isinstance(found, dict):
         raise BundleError(f"{path}: expected an object, got {type(found).__name__}")

@@ -75,7 +75,8 @@ def pair_lengths(longest: int) -> list[int]:
 
 
 def sample(tokenizer: Tokenizer, longest: int) -> list[Batch]:
-    """Return real text, a pair of every length, in three batches: short, long (and a short), longest."""
+    """Return real text, a pair of every length, in three batches: short, long (and a short), longest; two
+    where there is but one length."""
     cls, sep, _ = tokenizer.encode("", "").ids
     texts = [tokenizer.encode(sentence, add_special_tokens=False).ids for sentence in SENTENCES]
     if not all(texts):
@@ -87,7 +88,8 @@ def sample(tokenizer: Tokenizer, longest: int) -> list[Batch]:
         b = _running_text(texts, number + 1, length - 3 - first)
         pairs.append(([cls, *a, sep], [*b, sep]))
     middle = len(pairs) // 2
-    return [_pack(pairs[:middle]), _pack([pairs[0], *pairs[middle:]]), _pack(pairs[-1:])]
+    batches = pairs[:middle], [pairs[0], *pairs[middle:]], pairs[-1:]
+    return [_pack(batch) for batch in batches if batch]
 
 
 def differences(found: Arrays, expected: Arrays, *, regression: bool = False) -> tuple[float, float]:

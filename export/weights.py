@@ -74,10 +74,10 @@ def weights_sha256(folder: Path) -> str:
 def _shards(index: Path) -> list[Path]:
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise BundleError(f"{index}: not an index of shards: {error!r}") from error
     for name in names:
-        if Path(name).name != name:
+        if not isinstance(name, str) or Path(name).name != name:
             raise BundleError(f"{index}: {name!r} is not a plain file name")
         if not (index.parent / name).is_file():
             raise BundleError(f"{index.parent / name}: missing; {index.name} lists it")

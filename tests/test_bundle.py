@@ -61,6 +61,15 @@ def test_what_is_written_is_read(bundle, tmp_path):
         (lambda data: data["head"].update(labels="IsNext"), "head.labels: expected a list of strings"),
         (lambda data: data["head"].update(labels=["NotNext", "IsNext"]), "IsNext, NotNext in this order"),
         (lambda data: data["head"].update(positive=1), "positive 0"),
+        (
+            lambda data: data.update(max_tokens=2),
+            "max_tokens: expected 3 to 512, the positions there are, got 2",
+        ),
+        (lambda data: data.update(max_tokens=513), "max_tokens: expected 3 to 512"),
+        (
+            lambda data: data["head"].update(kind="multiclass", labels=["x", "y", "x"], positive=None),
+            "head.labels: 'x' is there twice",
+        ),
         (lambda data: data["files"].pop(TOKENIZER), "tokenizer.json is not listed"),
         (lambda data: data["files"].update({"../out.bin": "0"}), "'../out.bin' is not a plain file name"),
         (lambda data: data["files"].update({"more.bin": "0"}), "more.bin: missing"),
@@ -75,7 +84,7 @@ def test_a_wrong_manifest_names_the_key(bundle, change, words):
     assert "bundle" in str(caught.value)  # the folder is named
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'"text"', b"\xff\xfe"])
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'"text"', b"\xff\xfe", b"[" * 100_000])
 def test_an_unreadable_manifest_is_a_bundle_error(bundle, content):
     (bundle / MANIFEST).write_bytes(content)
     with pytest.raises(BundleError, match=MANIFEST):

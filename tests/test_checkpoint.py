@@ -147,6 +147,9 @@ def test_files_that_cannot_be_read_are_named(folder: Path) -> None:
     index.write_text(json.dumps({"weight_map": {"a": "a.safetensors"}}))
     with pytest.raises(BundleError, match=r"a\.safetensors: missing"):
         read_weights(folder)
+    index.write_text(json.dumps({"weight_map": {"a": 5}}))
+    with pytest.raises(BundleError, match="5 is not a plain file name"):
+        read_weights(folder)
     index.write_text("[]")
     with pytest.raises(BundleError, match="not an index of shards"):
         read_weights(folder)
@@ -185,6 +188,7 @@ def test_the_sum_over_shards_is_the_sum_over_their_bytes(make_checkpoint: Callab
         ({"model_type": "roberta"}, "model_type: 'roberta'"),
         ({"architectures": ["BertModel"]}, "architectures: expected one of BertForNextSentencePrediction"),
         ({"architectures": None}, "architectures"),
+        ({"architectures": [["BertModel"]]}, "architectures"),
         ({"position_embedding_type": "relative_key"}, "position_embedding_type: 'relative_key'"),
         ({"hidden_act": "gelu_new"}, "hidden_act: 'gelu_new' is not supported .only gelu"),
         ({"hidden_act": "relu"}, "hidden_act: 'relu'"),
@@ -214,7 +218,11 @@ def test_what_cannot_be_reproduced_is_refused_by_name(
 def test_a_folder_without_a_usable_config(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="not a Hugging Face checkpoint folder"):
         read_checkpoint(tmp_path)
-    for text, said in (("{", "not readable as JSON"), ("[1]", "expected an object, got list")):
+    for text, said in (
+        ("{", "not readable as JSON"),
+        ("[" * 100_000, "not readable as JSON"),
+        ("[1]", "expected an object, got list"),
+    ):
         (tmp_path / "config.json").write_text(text)
         with pytest.raises(BundleError, match=said):
             read_checkpoint(tmp_path)

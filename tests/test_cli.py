@@ -25,7 +25,7 @@ import numpy as np
 import pytest
 
 from segue import Engine
-from segue.cli import main
+from segue.cli import _stoppable, main
 from segue.terminal import describe, explanation_text
 
 PAIRS = [
@@ -307,6 +307,32 @@ def test_a_device_is_written_to_and_not_replaced(score: Run) -> None:
     assert stat.S_ISCHR(os.stat(os.devnull).st_mode)
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/fd"), reason="needs /dev/fd")
+def test_a_pipe_under_the_name_of_a_file_is_written_to(score: Run, bundle: Path, tmp_path: Path) -> None:
+    pairs = write(tmp_path / "pairs.tsv", TSV)
+    process = start("score", pairs, "--model", bundle, "-o", "/dev/stdout", stdout=subprocess.PIPE)
+    out, _ = process.communicate()
+    assert (process.returncode, out.decode()) == (0, score(pairs)[1])
+
+
+@pytest.mark.parametrize(("redirection", "name"), [("<&-", "stdin"), (">&-", "stdout")])
+def test_a_stream_that_is_closed_is_named(bundle: Path, redirection: str, name: str) -> None:
+    command = f'"{sys.executable}" -m segue score --model "{bundle}" {redirection}'
+    done = subprocess.run(["sh", "-c", command], input=TSV, capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (2, f"segue: {name}: is closed\n".encode())
+
+
+def test_what_a_row_holds_besides_its_texts_counts_against_the_memory(score: Run, monkeypatch: Any) -> None:
+    """Rows of a million characters that are not scored: no more than eight million are held."""
+    sizes: list[int] = []
+    logits = Engine._logits
+    monkeypatch.setattr(Engine, "_logits", lambda *all: sizes.append(len(all[1].inverse)) or logits(*all))
+    lines = [json.dumps({"a": "the man", "b": str(number), "c": "x" * 1_000_000}) for number in range(20)]
+    data = "\n".join(lines).encode()
+    code, out, _ = score("--format", "jsonl", "--scores-only", stdin=data)
+    assert (code, len(out.splitlines()), sizes) == (0, 20, [9, 9, 2])
+
+
 def test_a_full_disk_is_exit_code_1(score: Run) -> None:
     if not os.path.exists("/dev/full"):
         pytest.skip("needs /dev/full")
@@ -325,7 +351,9 @@ def test_a_reader_that_goes_away_ends_it_quietly(bundle: Path, tmp_path: Path) -
     process.stderr.close()
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
 def test_a_signal_leaves_no_half_a_file(bundle: Path, tmp_path: Path, number: int, code: int) -> None:
     out = tmp_path / "out.tsv"
     process = start(
@@ -346,6 +374,17 @@ def test_a_signal_leaves_no_half_a_file(bundle: Path, tmp_path: Path, number: in
     _, err = process.communicate()
     assert (process.returncode, err) == (code, b"")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_hangup_that_is_ignored_stays_so() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with _stoppable():
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+            assert callable(signal.getsignal(signal.SIGTERM))
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_each_window_reaches_a_pipe_as_it_is_done(bundle: Path) -> None:

@@ -219,6 +219,7 @@ def test_rank_tells_apart_what_float32_cannot(engine, monkeypatch):
         (("q", None), "documents: expected an iterable of str, got None"),
         (("q", ["a", None]), r"documents[1]: expected str, got NoneType"),
         (("q", ["a", "\ud800"]), r"documents[1]: the second text has a lone surrogate"),
+        (("a \udfff", []), r"query: a lone surrogate, '\udfff', at character 2: it is no valid Unicode"),
         (("q", ["a"], 0), "top_k: expected a whole number from 1, got 0"),
         (("q", ["a"], 1.5), "top_k: expected a whole number from 1, got 1.5"),
     ],
@@ -372,8 +373,42 @@ def test_explain_shows_what_the_model_sees(engine):
 
 
 def test_explain_of_no_strings_is_refused(engine):
-    with pytest.raises(InputError, match=r"expected \(str, str\), got \(str, None\)"):
+    with pytest.raises(InputError, match=r"^expected \(str, str\), got \(str, None\)"):
         engine.explain("a", None)
+
+
+def test_explain_says_that_it_truncates(engine, caplog):
+    with caplog.at_level(logging.WARNING, logger="segue"):
+        engine.explain("man " * 30, "a", max_tokens=20)
+    assert [record.getMessage() for record in caplog.records] == [
+        "1 of 1 pairs were longer than the limit and were truncated"
+    ]
+
+
+def test_a_graph_with_other_logits_than_labels_is_refused(make_bundle, tmp_path):
+    folder = shutil.copytree(make_bundle(**HEADS["two labels"]), tmp_path / "bundle")
+    manifest = json.loads((folder / "segue.json").read_text())
+    manifest["head"] |= {"kind": "multiclass", "labels": ["no", "maybe", "yes"], "positive": None}
+    (folder / "segue.json").write_text(json.dumps(manifest))
+    with (
+        Engine.load(folder) as engine,
+        pytest.raises(BundleError, match="the graph gives 2 logits a pair, the head has 3 labels"),
+    ):
+        engine.predict([("a", "b")])
+
+
+def test_an_unusable_cache_is_named(make_checkpoint, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("SEGUE_CACHE", str(tmp_path / "file"))
+    with pytest.raises(SegueError, match=r"file: no place for exported checkpoints .*SEGUE_CACHE"):
+        Engine.load(make_checkpoint())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names are bytes there")
+def test_a_folder_whose_name_is_not_utf8_is_refused_as_such(make_bundle, tmp_path):
+    folder = shutil.copytree(make_bundle(), os.fsdecode(bytes(tmp_path) + b"/\xff"))
+    with pytest.raises(BundleError, match="the name is not UTF-8"):
+        Engine.load(folder, device="cpu")
 
 
 def test_many_threads_share_an_engine(engine):
@@ -474,7 +509,8 @@ def test_warmup_changes_nothing(engine, caplog):
         ({"device": None}, InputError, "device"),
         ({"executor": "tensorrt"}, InputError, "executor: expected one of auto, onnxruntime, triton"),
         ({"precision": "int8"}, InputError, "precision: expected float32"),
-        ({"threads": 0}, InputError, "threads: expected a whole number from 1, got 0"),
+        ({"threads": 10**6}, InputError, "threads: expected a whole number from 1 to 1024, got 1000000"),
+        ({"threads": 0}, InputError, "threads: expected a whole number from 1 to 1024, got 0"),
         ({"threads": 1.5}, InputError, "threads"),
         ({"max_batch_tokens": -1}, InputError, "max_batch_tokens"),
         ({"batch_invariant": "yes"}, InputError, "batch_invariant"),

@@ -79,6 +79,13 @@ def test_verification_has_real_text_of_many_lengths(make_bundle: Callable[..., P
     assert SENTENCES[0].lower().split()[1] in tokenizer.decode(long.input_ids.tolist())
 
 
+def test_where_a_pair_has_no_room_for_text_it_is_verified_all_the_same(
+    make_bundle: Callable[..., Path],
+) -> None:
+    folder = make_bundle(positions=3)
+    assert read_bundle(folder).parity["pairs"] == 3
+
+
 def test_a_regression_is_measured_by_its_logit() -> None:
     logits = np.array([[-40.0], [0.5]], np.float32)
     found = logits + np.array([[4e-4], [1e-5]], np.float32)

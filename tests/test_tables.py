@@ -88,6 +88,7 @@ def test_an_unknown_ending_is_refused_where_nothing_else_says():
         (b'{"a": "\\u00e9\\ttab\\nline", "b": ""}', "jsonl", {}, [("é\ttab\nline", "")]),
         (b"one\n\ntwo\n\n", "tsv", {"known": DOCUMENT}, [("one",), ("",), ("two",), ("",)]),
         (b"\none\n", "tsv", {"known": DOCUMENT}, [("",), ("one",)]),
+        (b"a\tx\nb\ty\n\n", "tsv", {"known": DOCUMENT, "columns": "1"}, [("a",), ("b",)]),
         (b'x\n""\n', "csv", {"known": DOCUMENT}, [("",)]),
         (b'{"text": "t", "id": 1}', "jsonl", {"known": DOCUMENT}, [("t",)]),
     ],
@@ -235,6 +236,12 @@ def test_jsonl_keeps_every_character_of_a_line():
             "file:2: 'c' is not a key of every",
         ),
         (b'{"a": "A", "b": "B", "c": "\\ud800"}', "jsonl", "csv", "file:1: half a surrogate pair"),
+        (
+            b'{"a": "A", "b": "B", "\\ud800": "C"}',
+            "jsonl",
+            "csv",
+            "file: the columns' names: half a surrogate",
+        ),
         (b"x,x\na,b\n", "csv", "jsonl", "file: two columns are called 'x'"),
     ],
 )

@@ -478,6 +478,8 @@ def test_pairs_packed_together_are_the_pairs_packed_alone(tokenizers):
         (np.array("ab"), None, "pairs"),
         (np.array(["ab", "cd"]), 0, "expected (str, str)"),
         ([np.array(1)], 0, "expected two strings"),
+        ([("fine", "too"), ("a", ["b", "c"])], 1, "expected (str, str), got (str, list)"),
+        ([("a", ["b"])], 0, "(str, list)"),
         ([np.array([["a", "b"], ["c", "d"]])], 0, "(ndarray, ndarray)"),
         ([("fine", "too"), ("ok", "broken \ud800 half")], 1, "second text has a lone surrogate"),
         ([("\udfff", "b")], 0, "first text has a lone surrogate"),

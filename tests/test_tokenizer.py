@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -137,6 +138,32 @@ def test_tokenizers_that_do_not_fit(folder: Path) -> None:
     _edit(folder / "tokenizer_config.json", model_input_names=["input_ids", "attention_mask"])
     with pytest.raises(BundleError, match="model_input_names leaves token_type_ids out"):
         read_tokenizer(folder, 335)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"model_input_names": 5}, "model_input_names leaves token_type_ids out"),
+        ({"cls_token": {"x": 1}}, "cls_token: expected an object with content, got {'x': 1}"),
+        ({"added_tokens_decoder": [1]}, "added_tokens_decoder: expected an object, got"),
+        ({"added_tokens_decoder": {"0": "[PAD]"}}, "added_tokens_decoder: expected an object with content"),
+    ],
+    ids=str,
+)
+def test_settings_of_another_shape_are_refused_by_name(folder: Path, changes: Any, said: str) -> None:
+    (folder / "tokenizer.json").unlink()
+    _edit(folder / "tokenizer_config.json", **changes)
+    with pytest.raises(BundleError, match=re.escape(said)) as caught:
+        read_tokenizer(folder, 335)
+    assert "tokenizer_config.json" in str(caught.value)
+
+
+def test_a_vocabulary_in_another_encoding_is_refused(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+    vocabulary = folder / "vocab.txt"
+    vocabulary.write_bytes(vocabulary.read_bytes() + "é\n".encode("latin-1"))
+    with pytest.raises(BundleError, match=r"vocab\.txt: not UTF-8"):
+        read_tokenizer(folder, 336)
 
 
 def test_truncation_on_the_left_is_refused(folder: Path) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import itertools
 
+import numpy as np
 import pytest
 
-from segue.windows import windows
+from segue.windows import characters, windows
 
 
 def test_windows_give_every_item_in_order_with_its_number():
@@ -26,6 +27,24 @@ def test_windows_are_bounded_and_the_first_is_small():
 def test_long_texts_close_a_window_early():
     pair = ("x" * 1_000_000, "y")
     assert max(len(window) for _, window in windows([pair] * 50)) < 12
+
+
+@pytest.mark.parametrize("kind", [list, lambda pair: np.array(pair, dtype=object), np.array])
+def test_whatever_a_pair_is_its_characters_count(kind):
+    pair = kind(["x" * 1_000_000, "y"])
+    assert max(len(window) for _, window in windows([pair] * 50)) < 12
+
+
+@pytest.mark.parametrize("item", [5, None, "text", np.array("text"), [1, None]])
+def test_what_is_no_pair_weighs_nothing(item):
+    assert characters(item) == 0
+
+
+def test_what_the_caller_holds_counts_too():
+    taken = []
+    items = (taken.append(number) or number for number in range(100))
+    sizes = [len(window) for _, window in windows(items, lambda item: taken[-1] == item and 2**22)]
+    assert sizes == [3] * 33 + [1]
 
 
 def test_reading_is_lazy():

@@ -134,12 +134,17 @@ def execute(
 
     Raises:
         InputError: a batch that is only now encoded has a bad pair; the message names it.
+        BundleError: the graph has not as many logits as there are labels.
         SegueError: the model gave a value that is not finite; the message names the pair.
     """
     logits = np.empty((len(encoded.pairs), labels), dtype=np.float32)
     begun, ended = tee(batches)
     found = executor.run(pack(encoded, rows) for rows in begun)
     for values, rows in zip(found, _shown(ended, len(logits)) if progress else ended, strict=True):
+        if values.shape[1:] != (labels,):
+            raise BundleError(
+                f"the graph gives {values.shape[1]} logits a pair, the head has {labels} labels"
+            )
         logits[rows] = values
     if not np.isfinite(logits).all():
         row = int(np.argmin(np.isfinite(logits).all(axis=1)))

@@ -199,6 +199,10 @@ def _session(model: Path, providers: list[Any], threads: int) -> Any:
     options.enable_mem_pattern = False
     options.log_severity_level = 3  # errors; what a warning would say is checked and raised here
     try:
+        str(model).encode()
+    except UnicodeEncodeError as error:
+        raise BundleError(f"{model}: the name is not UTF-8, and ONNX Runtime opens no such file") from error
+    try:
         return onnxruntime.InferenceSession(str(model), options, providers=providers)
     except Exception as error:  # as in `run`
         raise BundleError(f"{model}: ONNX Runtime cannot load it: {error}") from error
