@@ -250,9 +250,10 @@ class Engine:
     def warmup(self, progress: bool = False) -> None:
         """Do beforehand what first calls would wait for, then run one short pair and one of the longest.
 
-        On a GPU every kernel is compiled (and kept on disk) and every GPU graph captured; on a CPU with
-        several threads the session is opened that calls of many batches take, which has the weights a second
-        time. Logs, as information, how many steps it took and how many seconds.
+        On a GPU every kernel is compiled (and kept on disk) and every GPU graph captured: best before other
+        threads use that GPU, as under PyTorch before 2.13 none may draw random numbers on it while a graph is
+        captured. On a CPU with several threads the session is opened that calls of many batches take, which
+        has the weights a second time. Logs, as information, how many steps it took and how many seconds.
 
         Args:
             progress: show a bar on stderr.

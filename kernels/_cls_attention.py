@@ -20,7 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from segue.kernels.dependent import begin
-from segue.kernels.door import check, check_bounds, check_out
+from segue.kernels.door import check, check_bounds, check_out, check_reach
 from segue.kernels.launching import Cost, launch, unit
 
 _LOG2E = 1.4426950408889634
@@ -90,7 +90,7 @@ def cls_attention(
     if not (heads > 0 and hidden and hidden % heads == 0):
         raise ValueError(f"q: expected [B, E], E divisible by {heads} heads, got shape {list(q.shape)}")
     check("kv", kv, (None, 2 * hidden), like=q)
-    check_bounds(cu_seqlens, len(kv), longest, like=q)
+    check_reach("kv", kv, check_bounds(cu_seqlens, len(kv), longest, like=q))
     if len(cu_seqlens) != pairs + 1:
         raise ValueError(f"cu_seqlens: expected {pairs + 1} bounds of {pairs} pairs, got {len(cu_seqlens)}")
     out = check_out(out, (pairs, hidden), like=q)

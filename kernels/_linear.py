@@ -128,7 +128,8 @@ def _multiply(
     strides = x.stride(0), weight.stride(0), more.stride(0), out.stride(0)
     step = unit(*strides)
     aligned = step > 1 and x.data_ptr() % 16 == weight.data_ptr() % 16 == 0
-    engine = residual is None and aligned and min(strides[:2]) >= depth
+    contiguous = x.stride(1) == weight.stride(1) == 1  # which of one column need not be
+    engine = residual is None and aligned and contiguous and min(strides[:2]) >= depth
     many = processors(x.device)
     tile = _configure(target(x.device), x.dtype, rows, columns, many, engine=engine)
     options = {

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from segue.kernels.attending import attend, attend_short
 from segue.kernels.dependent import begin
-from segue.kernels.door import check, check_bounds, check_out
+from segue.kernels.door import check, check_bounds, check_out, check_reach
 from segue.kernels.launching import Cost, launch, target, unit
 
 _SHORT, _SHORT_DEPTH = 32, 64  # tokens of a pair, and head size, that a warp holds in one tile
@@ -107,6 +107,8 @@ def packed_attention(
         raise ValueError(f"qkv: expected [T, 3E], E divisible by {heads} heads, got shape {list(qkv.shape)}")
     longest = check_bounds(cu_seqlens, tokens, longest, like=qkv)
     out = check_out(out, (tokens, hidden), like=qkv)
+    for name, x in ("qkv", qkv), ("out", out):
+        check_reach(name, x, longest)
     depth = hidden // heads
     tile = _configure(target(qkv.device), qkv.dtype, depth, longest)
     short = _SHORT if qkv.dtype.itemsize == 2 and depth <= _SHORT_DEPTH else 0

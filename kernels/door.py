@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["check", "check_bounds", "check_ids", "check_live", "check_out", "check_vector"]
+__all__ = ["check", "check_bounds", "check_ids", "check_live", "check_out", "check_reach", "check_vector"]
 
 from itertools import pairwise
 
@@ -35,6 +35,12 @@ def check(name: str, x: Tensor, shape: tuple[int | None, ...], *, like: Tensor |
             f"{name}: requires a gradient, which kernels do not give; call under torch.no_grad(), or take "
             "segue.kernels.reference"
         )
+
+
+def check_reach(name: str, x: Tensor, rows: int) -> None:
+    """Raise ValueError where so many rows reach further than 32 bits tell, which kernels count them in."""
+    if rows * x.stride(0) >= 2**31:
+        raise ValueError(f"{name}: {rows} rows of stride {x.stride(0)} reach over 2^31 elements")
 
 
 def check_vector(name: str, x: Tensor, size: int, *, like: Tensor) -> None:

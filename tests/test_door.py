@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from segue.kernels.door import check, check_bounds, check_ids, check_out, check_vector
+from segue.kernels import cls_attention, packed_attention
+from segue.kernels.door import check, check_bounds, check_ids, check_out, check_reach, check_vector
 
 X = torch.zeros(4, 8)
 
@@ -123,6 +124,17 @@ def test_bounds_give_the_longest_pair(bounds: list[int], longest: int, dtype: to
 def test_bounds_that_are_none(cu_seqlens: Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=f"^{message}"):
         check_bounds(cu_seqlens, 4, None, like=X)
+
+
+def test_a_pair_that_reaches_further_than_32_bits_is_refused() -> None:
+    far = torch.empty_strided((20, 96), (2**27, 1), device="meta")
+    check_reach("qkv", far, 15)
+    check_reach("qkv", X, 2**20)
+    bounds = torch.empty(3, dtype=torch.int32, device="meta")
+    with pytest.raises(ValueError, match=r"^qkv: 16 rows of stride 134217728 reach over 2\^31 elements"):
+        packed_attention(far, bounds, 2, longest=16)
+    with pytest.raises(ValueError, match=r"^kv: 16 rows of stride 134217728 reach over"):
+        cls_attention(torch.empty(2, 48, device="meta"), far, bounds, 2, longest=16)
 
 
 def test_with_longest_the_bounds_are_trusted_and_never_read() -> None:

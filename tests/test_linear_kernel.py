@@ -216,6 +216,17 @@ def test_the_residual_may_be_where_the_result_goes() -> None:
     assert torch.equal(residual, expected)
 
 
+def test_a_single_column_that_lies_anywhere_is_not_fetched_by_tiles(monkeypatch) -> None:
+    """The tensor memory accelerator wants a last axis without gaps."""
+    made: list[str] = []
+    monkeypatch.setattr(MODULE, "target", lambda device: "sm_90")
+    monkeypatch.setattr(MODULE, "launch", lambda kernel, *_, **__: made.append(kernel.__name__))
+    memory, bias = torch.zeros(4096, 16).half(), torch.zeros(512).half()
+    for x in (memory[:, :1], memory[:, ::16]):
+        linear(x, memory[:512, :1], bias)
+    assert made == ["tensor_linear_kernel", "linear_kernel"]
+
+
 def test_no_rows_launch_nothing() -> None:
     with launches() as made:
         assert linear(torch.zeros(0, 8), torch.zeros(3, 8), torch.zeros(3)).shape == (0, 3)

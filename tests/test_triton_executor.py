@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
+import itertools
 import logging
 import sys
 import threading
@@ -233,12 +235,112 @@ def test_a_capture_ends_whatever_happens_in_it(monkeypatch):
             events.append("end")
 
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
-    assert isinstance(triton_device.record(lambda: events.append("launch"), pool="shared"), Graph)
+    monkeypatch.setattr(triton_device, "_failed", [])
+    assert isinstance(triton_device.record(lambda: events.append(gc.isenabled()), pool="shared"), Graph)
+    assert triton_device._failed == []
     with pytest.raises(RuntimeError, match="no"):
         triton_device.record(_failing(RuntimeError("no")), pool="shared")
-    # other threads may allocate meanwhile
+    # other threads may allocate meanwhile; what is collected could be a graph, which would spoil it
     begin = {"pool": "shared", "capture_error_mode": "thread_local"}
-    assert events == [begin, "launch", "end", begin, "end"]
+    assert events == [begin, False, "end", begin, "end"]
+    assert gc.isenabled()
+    assert len(triton_device._failed) == 1
+    assert not triton_device._capturing.locked()
+
+
+def test_the_first_error_of_a_capture_is_the_one_that_is_told(monkeypatch):
+    class Graph:
+        def capture_begin(self, **options: object) -> None:
+            pass
+
+        def capture_end(self) -> None:
+            raise RuntimeError("the capture was invalidated")
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(triton_device, "_failed", [])
+    with pytest.raises(ValueError, match="why"):
+        triton_device.record(_failing(ValueError("why")), pool=None)
+    with pytest.raises(RuntimeError, match="invalidated"):
+        triton_device.record(lambda: None, pool=None)
+    assert len(triton_device._failed) == 2
+
+
+def test_without_memory_for_a_graph_its_batches_are_launched(executor, monkeypatch, caplog):
+    batches = [packed([5, 9]), packed([20, 3, 7]), packed([31, 4])]
+    wanted = run(executor, *batches)
+    tried: list[object] = []
+
+    def refuse(launch: object) -> None:
+        tried.append(launch)
+        raise RuntimeError("CUDA error: out of memory")
+
+    executor._rounds, executor._record = True, refuse
+    with caplog.at_level(logging.WARNING, logger="segue"):
+        assert run(executor, *batches).tobytes() == wanted.tobytes()
+    (record,) = caplog.records
+    assert "no memory for a graph of 64 tokens: such batches are launched kernel by kernel" in record.message
+    assert len(tried) == 1
+    assert not executor._graphs
+    executor._record = _failing(RuntimeError("CUDA error: unspecified launch failure"))
+    with pytest.raises(SegueError, match="cannot be used any more"):
+        list(executor.warm_up())
+
+
+def test_a_stream_that_is_held_is_given_to_nobody_else(monkeypatch):
+    """PyTorch gives out the same 32 in turn."""
+    numbers = itertools.cycle(range(32))
+
+    class Stream:
+        def __init__(self, device: torch.device) -> None:
+            self.cuda_stream = next(numbers)
+
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    device = torch.device("cuda:5")
+    held = [triton_device.own_stream(device) for _ in range(31)]
+    last = triton_device.own_stream(device)
+    assert sorted(stream.cuda_stream for stream in (*held, last)) == list(range(32))
+    triton_device.own_stream(torch.device("cuda:6"))
+    with pytest.raises(ExecutorUnavailable, match="in use by other engines"):
+        triton_device.own_stream(device)
+    free = held.pop(7).cuda_stream
+    assert triton_device.own_stream(device).cuda_stream == free
+
+
+def test_results_pass_through_memory_that_is_kept(executor):
+    batches = [packed([length]) for length in (5, 9, 20, 31, 3, 7, 8)]
+    wanted = [run(executor, batch).tobytes() for batch in batches]
+    free = executor._results._free
+    (place,) = free
+    results = executor.run(batches)
+    first = next(results)
+    assert len(free) == 1, "four are on their way, and the first is there"
+    assert [first.tobytes(), *(logits.tobytes() for logits in results)] == wanted
+    assert len(free) == 5
+    assert any(each is place for each in free)
+    assert not any(np.shares_memory(first, each.numpy()) for each in free)
+    abandoned = executor.run(batches)
+    next(abandoned)
+    abandoned.close()
+    assert len(free) == 5
+
+    def broken() -> Iterator[Any]:
+        yield from batches[:3]
+        raise OSError("no more")
+
+    with pytest.raises(OSError, match="no more"):
+        list(executor.run(broken()))
+    assert len(free) == 5
+    executor.close()
+    assert not free
+
+
+def test_loaded_under_inference_mode_it_runs_without(bundle):
+    batch = packed([5, 3])
+    with torch.inference_mode():
+        executor = open_triton(bundle)
+        inside = run(executor, batch)
+    list(executor.warm_up())
+    assert run(executor, batch).tobytes() == inside.tobytes()
 
 
 def test_every_batch_that_is_planned_has_a_bucket(executor):

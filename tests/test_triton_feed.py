@@ -25,6 +25,7 @@ class Stream:
 
     def __init__(self, name: str, record: list[str]) -> None:
         self.name, self.record, self.events, self.idle = name, record, 0, False
+        self.cuda_stream = id(self)
 
     def query(self) -> bool:
         return self.idle

@@ -113,6 +113,22 @@ def test_sums_are_float32_while_it_computes_and_only_then():
     assert not triton_products._switched.locked()
 
 
+def test_whether_sums_may_be_split_stays_as_it_was():
+    backend = torch.backends.cuda.matmul
+    splits = [f"{name}_split_k" for name in SWITCHES]
+    for name in SWITCHES:
+        setattr(backend, name, (False, False))
+    try:
+        with library():
+            assert [getattr(backend, name) for name in splits] == [False, False]
+        assert [getattr(backend, name) for name in splits] == [False, False]
+    finally:
+        for name in SWITCHES:
+            setattr(backend, name, True)
+    with library():
+        assert [getattr(backend, name) for name in splits] == [True, True]
+
+
 def test_an_engine_is_asked_for_it_by_name_and_says_so(bundle):
     pairs = [("the man", "a b c"), ("x y", "z w")]
     with Engine.load(bundle, executor="triton", batch_invariant=False, max_batch_tokens=64) as engine:

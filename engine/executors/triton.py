@@ -19,13 +19,14 @@ import torch
 from numpy.typing import NDArray
 
 from segue.batching import PackedBatch
-from segue.errors import ExecutorUnavailable, InputError
+from segue.errors import ExecutorUnavailable, InputError, SegueError
 from segue.executors.triton_buckets import Bucket, bucket_of, buckets
 from segue.executors.triton_compiles import warm, watch
-from segue.executors.triton_device import Guard, choose, record
+from segue.executors.triton_device import Guard, choose, drop, own_stream, ran_out_of_memory, record
 from segue.executors.triton_launches import Launches
 from segue.executors.triton_plan import Plan, read_plan
 from segue.executors.triton_products import LIBRARY_ROWS
+from segue.executors.triton_results import Results
 from segue.kernels.launching import INTERPRETED, target
 
 __all__ = ["TritonExecutor"]
@@ -66,17 +67,20 @@ class TritonExecutor:
         self._buckets = buckets(batch_tokens, longest, fine=library_rows is not None)
         most = Bucket(self._buckets[-1].tokens, max(bucket.pairs for bucket in self._buckets), longest)
         # Everything of this engine runs in one stream, so that its threads take turns on the device too.
-        self._stream = None if INTERPRETED else torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._stream = None if INTERPRETED else own_stream(device)
         self._record: Callable[[Callable[[], None]], Any] | None = None
-        with self._on_device():
+        # Whoever loads it under inference_mode does not mean that nobody else may use it.
+        with torch.inference_mode(False), self._on_device():
             self._launches = Launches(
                 plan, most, device, dtype, stream=self._stream, library_rows=library_rows
             )
             if not INTERPRETED:  # there is nothing to capture
                 self._record = partial(record, pool=torch.cuda.graph_pool_handle())
+        self._results = Results(most.pairs, plan.labels, pinned=not INTERPRETED)
         self._rounds = not INTERPRETED  # an interpreted program costs as much if it does nothing
         self._graphs: dict[Bucket, Any] = {}  # what has been captured, each to `replay`
         self._ran: set[Bucket] = set()
+        self._too_large: set[Bucket] = set()  # there was no memory for their graphs
         self._warm = False
         self._lock = Lock()
         self._guard = Guard(self.device)
@@ -134,12 +138,17 @@ class TritonExecutor:
             SegueError: the device failed. The message says whether the engine can be used again.
         """
         begun: deque[Callable[[], _Logits]] = deque()
-        for batch in batches:
-            begun.append(self._start(batch))
-            if len(begun) > _AHEAD:
+        try:
+            for batch in batches:
+                begun.append(self._start(batch))
+                if len(begun) > _AHEAD:
+                    yield begun.popleft()()
+            while begun:
                 yield begun.popleft()()
-        while begun:
-            yield begun.popleft()()
+        finally:
+            for finish in begun:  # nobody wants them, or one before failed; but what they hold is kept
+                with suppress(SegueError):
+                    finish()
 
     def warm_up(self) -> Iterator[tuple[int, int]]:
         """Compile every kernel and capture every graph; yields (done, of how many) on the way. What is
@@ -171,8 +180,9 @@ class TritonExecutor:
             with suppress(RuntimeError):  # a device that is lost ends no work
                 if self._stream:
                     self._stream.synchronize()
-            self._graphs.clear()
+            drop(self._graphs)
             self._launches.close()
+            self._results.close()
             with suppress(RuntimeError):  # nor does it take anything back
                 if self._stream:
                     torch.cuda.empty_cache()
@@ -197,17 +207,14 @@ class TritonExecutor:
                     self._launches.launch(bucket or exact)
                 if bucket and bucket not in self._ran:
                     self._ran.add(bucket)
-                elif bucket and self._record:  # its kernels were compiled and loaded when it ran before
-                    self._capture(bucket)
-            result = self._launches.logits[: exact.pairs].to("cpu", non_blocking=True, copy=True)
-            done = self._stream.record_event() if self._stream else None
+                elif bucket and self._record and bucket not in self._too_large:
+                    self._capture(bucket)  # its kernels were compiled and loaded when it ran before
+            done = self._stream.record_event if self._stream else lambda: None
+            logits = self._results.fetch(self._launches.logits[: exact.pairs], done)
 
         def finish() -> _Logits:
             with self._guard.failing():
-                if done:
-                    done.synchronize()
-            logits: _Logits = result.numpy()
-            return logits
+                return logits()
 
         return finish
 
@@ -221,7 +228,19 @@ class TritonExecutor:
 
     def _capture(self, bucket: Bucket) -> None:
         assert self._record
-        self._graphs[bucket] = self._record(lambda: self._launches.launch(bucket))
+        try:
+            self._graphs[bucket] = self._record(lambda: self._launches.launch(bucket))
+        except Exception as error:
+            if not ran_out_of_memory(error):
+                raise
+            import logging
+
+            self._too_large.add(bucket)
+            logging.getLogger("segue").warning(
+                "%s has no memory for a graph of %d tokens: such batches are launched kernel by kernel",
+                self.device,
+                bucket.tokens,
+            )
 
     def _on_device(self) -> AbstractContextManager[Any]:
         return nullcontext() if self._stream is None else torch.cuda.stream(self._stream)

@@ -1,21 +1,27 @@
-"""Which GPU kernels run on, how launches on it become a GPU graph, and what its errors mean. Knows nothing
-about models."""
+"""Which GPU kernels run on, in which streams, how launches on it become a GPU graph, and what its errors
+mean. Knows nothing about models."""
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from threading import Lock
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 
 from segue.errors import ExecutorUnavailable, SegueError
 from segue.kernels.launching import INTERPRETED, target
 
-__all__ = ["Guard", "choose", "record", "works"]
+__all__ = ["Guard", "choose", "drop", "own_stream", "ran_out_of_memory", "record", "works"]
 
 _capturing = Lock()  # PyTorch keeps one random state a device, which is to know of one capture at a time
+_failed: list[Any] = []  # graphs whose capture failed: PyTorch may go on asking them what memory is theirs
+_STREAMS = 32  # that PyTorch has a device, and gives out in turn, again and again
+_streams: WeakValueDictionary[tuple[str, int], Any] = WeakValueDictionary()  # those that are in use here
+_drawing = Lock()
 
 
 def works(device: str) -> bool:
@@ -56,6 +62,26 @@ def choose(name: str) -> torch.device:
     return torch.device("cuda", number)
 
 
+def own_stream(device: torch.device) -> torch.cuda.Stream:
+    """A stream that nothing else here has, for as long as somebody holds it: what another engine asked of it
+    would spoil a capture, or become part of it.
+
+    Raises:
+        ExecutorUnavailable: all of them are in use.
+    """
+    with _drawing:
+        for _ in range(_STREAMS):
+            stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+            key = str(device), stream.cuda_stream
+            if key not in _streams:
+                _streams[key] = stream
+                return stream
+    raise ExecutorUnavailable(
+        f"executor='triton': the {_STREAMS} streams that PyTorch has for {device} are in use by other "
+        "engines: close one"
+    )
+
+
 def record(launch: Callable[[], None], *, pool: Any) -> torch.cuda.CUDAGraph:
     """Capture what `launch` launches in the current stream. Other threads may use the device meanwhile.
 
@@ -64,13 +90,44 @@ def record(launch: Callable[[], None], *, pool: Any) -> torch.cuda.CUDAGraph:
             replayed one after the other share it.
     """
     graph = torch.cuda.CUDAGraph()
-    with _capturing:
-        graph.capture_begin(pool=pool, capture_error_mode="thread_local")
+    with _capturing, _uncollected():
         try:
-            launch()
-        finally:
+            graph.capture_begin(pool=pool, capture_error_mode="thread_local")
+            try:
+                launch()
+            except BaseException:
+                with suppress(RuntimeError):  # the first error is the one to tell
+                    graph.capture_end()
+                raise
             graph.capture_end()
+        except BaseException:
+            _failed.append(graph)
+            raise
     return graph
+
+
+def drop(graphs: dict[Any, Any]) -> None:
+    """Give back what the graphs hold, not while another is captured."""
+    with _capturing:
+        graphs.clear()
+
+
+def ran_out_of_memory(error: Exception) -> bool:
+    """PyTorch's allocator has a class for this; a graph or a kernel that finds no memory has words."""
+    return isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error)
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """No garbage is collected meanwhile: a graph of somebody else's could be among it, and to destroy it
+    spoils a capture."""
+    before = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if before:
+            gc.enable()
 
 
 class Guard:
@@ -90,8 +147,7 @@ class Guard:
         try:
             yield
         except Exception as error:  # PyTorch's, Triton's and the driver's own classes
-            # PyTorch's allocator has a class for this; a graph or a kernel that finds no memory has words
-            if isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error):
+            if ran_out_of_memory(error):
                 raise SegueError(
                     f"{self.device} is out of memory; the engine can be used again: {error}"
                 ) from error

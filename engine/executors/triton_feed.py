@@ -11,6 +11,7 @@ from torch import Tensor
 
 from segue.batching import PackedBatch
 from segue.executors.triton_buckets import Bucket
+from segue.executors.triton_device import own_stream
 from segue.executors.triton_memory import arrange_numbers
 from segue.executors.triton_plan import INPUTS, PAIRS, TOKENS
 
@@ -40,9 +41,9 @@ class Feed:
         self._stream, self._copies = stream, None
         self._slots: list[_Slot] = []
         if stream is not None:
-            self._copies = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+            self._copies = own_stream(device)
             for _ in range(_SLOTS):
-                host = torch.zeros(size, dtype=torch.int32, pin_memory=True)
+                host = torch.zeros(size, dtype=torch.int32, device="cpu", pin_memory=True)
                 self._slots.append(_Slot(host, torch.empty_like(self.numbers)))
             self._copies.wait_stream(stream)  # by which the device's memory is given out
 

@@ -1,7 +1,9 @@
 """Linear layers through the matrix library that PyTorch calls (cuBLASLt, hipBLASLt), for engines that are
 allowed to: it chooses among its kernels by the batch's size, so that a row's last bits depend on its batch.
 
-Only those with a bias and nothing else: the library's GELU is the tanh one.
+Only those with a bias and nothing else: the library's GELU is the tanh one. Graphs with its products hold the
+address of a workspace that PyTorch keeps; torch.compile's mode "reduce-overhead", in the same process, has
+PyTorch give all of those back, so that the two do not go together.
 """
 
 from __future__ import annotations
@@ -35,10 +37,12 @@ def library() -> Iterator[None]:
     names = ("allow_fp16_reduced_precision_reduction", "allow_bf16_reduced_precision_reduction")
     with _switched:
         before = {name: getattr(backend, name) for name in names}
+        # Whether sums may be split at all is set along with it, by PyTorch's that know it; it stays.
+        split = {name: getattr(backend, f"{name}_split_k", None) for name in names}
         try:
             for name in names:
-                setattr(backend, name, False)
+                setattr(backend, name, False if split[name] is None else (False, split[name]))
             yield
         finally:
             for name, value in before.items():
-                setattr(backend, name, value)
+                setattr(backend, name, value if split[name] is None else (value, split[name]))
