@@ -1,5 +1,6 @@
 """segue scores sentence pairs with BERT. `from segue import Engine` is the whole public face."""
 
+import os
 from typing import TYPE_CHECKING, Any
 
 from segue.errors import BundleError, ExecutorUnavailable, InputError, SegueError
@@ -10,6 +11,10 @@ if TYPE_CHECKING:
 __all__ = ["BundleError", "Engine", "ExecutorUnavailable", "InputError", "SegueError", "__version__"]
 
 __version__ = "0.1.0"
+
+# ONNX Runtime reports to its maker, and keeps a name of the device in the user's caches, unless it is told
+# not to before it starts. Whoever wants that sets it to 0.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 
 def __getattr__(name: str) -> Any:

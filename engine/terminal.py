@@ -10,9 +10,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, BinaryIO
 
+from segue.files import STREAM, destination
 from segue.report import Explanation
 
-__all__ = ["Progress", "aligned", "describe", "explanation_text"]
+__all__ = ["Progress", "aligned", "describe", "explanation_text", "say"]
+
+
+def say(text: str) -> None:
+    """Write a text and a line break to stdout as UTF-8, whatever the locale; names of files as they are."""
+    with destination(STREAM) as out:
+        out.write(f"{text}\n".encode(errors="surrogateescape"))
 
 
 def explanation_text(seen: Explanation) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from segue.terminal import say
+
 __all__ = ["add_arguments", "run"]
 
 
@@ -54,9 +56,9 @@ def run(arguments: argparse.Namespace) -> int:
     head, parity = manifest.head, manifest.parity
     size = sum((arguments.out / name).stat().st_size for name in manifest.files)
     positive = "none" if head.positive is None else head.labels[head.positive]
-    print(f"{arguments.out}: {size / 1e6:.1f} MB, {manifest.precision}, {manifest.layout}")
-    print(f"head: {head.kind}, labels {', '.join(head.labels)}; score reports {positive}")
-    print(
+    say(f"{arguments.out}: {size / 1e6:.1f} MB, {manifest.precision}, {manifest.layout}")
+    say(f"head: {head.kind}, labels {', '.join(head.labels)}; score reports {positive}")
+    say(
         f"against PyTorch, {parity['pairs']} pairs of {parity['shortest']} to {parity['longest']} tokens: "
         f"probabilities within {parity['max_probability_difference']:.1e}, "
         f"logits within {parity['max_relative_logit_difference']:.1e} (relative)"

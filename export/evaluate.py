@@ -8,8 +8,10 @@ from __future__ import annotations
 
 __all__ = ["add_arguments", "evaluate", "run"]
 
+import errno
 import json
 import logging
+import os
 import sys
 import tempfile
 import time
@@ -33,6 +35,7 @@ from segue.export.evaluation import ALL, KINDS, PairSet, distance, drawn_set, me
 from segue.export.evaluation_report import report
 from segue.export.reliability import draw_reliability
 from segue.export.token_store import write_tokens
+from segue.terminal import say
 from segue.text import PairEncoder
 
 _PACKED_TOKENS = 128  # BERT's own, for nine tenths of its training
@@ -57,7 +60,7 @@ def run(arguments: Namespace) -> None:
     """Run the command."""
     options = {name: getattr(arguments, name) for name in _OPTIONS}
     metrics = evaluate(arguments.corpus, progress=sys.stderr.isatty(), **options)
-    print(json.dumps(metrics, indent=1) if arguments.json else report(metrics))
+    say(json.dumps(metrics, indent=1) if arguments.json else report(metrics))
 
 
 def evaluate(
@@ -104,6 +107,7 @@ def evaluate(
     with Engine.load(model, **{name: options[name] for name in _MODEL}) as engine:
         info = engine.info
         _check_head(info.head)
+        _make(out)
         options["max_tokens"] = _packed_tokens(max_tokens, info.max_tokens)
         checkpoint = Path(model) if model and not (Path(model) / MANIFEST).is_file() else None
         torch_side, has_words = _torch_side(checkpoint, options)
@@ -203,6 +207,18 @@ def _check(options: dict[str, Any], corpus: str | Path) -> None:
         raise InputError(f"out: {str(out)!r} is inside the corpus")
 
 
+def _make(out: str | Path | None) -> None:
+    """Make the folder to write to, before there is something to lose."""
+    if out is None:
+        return
+    try:
+        Path(out).mkdir(parents=True, exist_ok=True)
+        if not os.access(out, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise InputError(f"out: {str(out)!r} cannot be written to: {error.strerror}") from error
+
+
 def _check_head(head: Head) -> None:
     if head.kind != "nsp":
         raise InputError(
@@ -238,7 +254,6 @@ def _torch_side(checkpoint: Path | None, options: dict[str, Any]) -> tuple[Modul
 
 
 def _write(metrics: dict[str, Any], out: Path) -> None:
-    out.mkdir(parents=True, exist_ok=True)
     (out / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
     if not draw_reliability(metrics["next_sentence"], out / "reliability.png"):
         logging.getLogger("segue").warning(

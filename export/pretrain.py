@@ -8,29 +8,35 @@ from __future__ import annotations
 
 __all__ = ["SIZES", "add_arguments", "pretrain", "run"]
 
+import errno
 import json
+import logging
 import math
 import os
 import shutil
 import time
 from argparse import ArgumentParser, Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 
-from segue.errors import BundleError, ExecutorUnavailable, InputError
+from segue.errors import BundleError, ExecutorUnavailable, InputError, SegueError
 from segue.export.curve import draw_curve
 from segue.export.documents import iter_documents
 from segue.export.pretraining_run import last_checkpoint, open_run
 from segue.export.token_store import TokenStore, write_tokens
 from segue.export.vocabulary import check_vocabulary, read_vocabulary, train_vocabulary, write_vocabulary
+from segue.terminal import say
 
 # name: layers, hidden size, attention heads, as in Google's BERTs of these names
 SIZES = {"tiny": (2, 128, 2), "mini": (4, 256, 4), "small": (4, 512, 8), "base": (12, 768, 12)}
 _POSITIONS = 512  # of a new model
 _VOCABULARY = 30_522  # tokens at most, as in BERT
 _JUDGED = 1000  # instances of the evaluation
+_MOST, _MOST_THREADS = 2**32, 1024
 _UNSEEN = 10**9  # an epoch that no training reaches
 _OPTIONS = (
     "init", "size", "vocab", "vocab_size", "cased", "steps", "epochs", "learning_rate", "batch_size",
@@ -71,7 +77,7 @@ def run(arguments: Namespace) -> None:
     if os.environ.get("RANK", "0") != "0":
         return  # one of several processes says it
     judged = metrics["evaluation"]
-    print(
+    say(
         f"{metrics['steps']} steps: next sentence {judged['nsp_accuracy']:.3f} right, masked words "
         f"{judged['mlm_accuracy']:.3f} right, in {judged['instances']} fresh instances: {arguments.out}"
     )
@@ -106,8 +112,12 @@ def pretrain(
 
     Raises `InputError` or `BundleError` before any training where an option, the corpus, the vocabulary or
     the checkpoint is unusable, `out` taken or nothing there to resume, and `ExecutorUnavailable` where
-    transformers is missing.
+    transformers is missing; `SegueError` where the training diverged, `OSError` where the disk is full.
     """
+    try:
+        str(out).encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"out: {str(out)!r} is not UTF-8, as the files' formats have names") from error
     options = {name: value for name, value in locals().items() if name not in ("out", "resume")}
     options |= {name: str(value) for name, value in options.items() if isinstance(value, Path)}
     _check(options)
@@ -134,31 +144,62 @@ def pretrain(
     masking = Masking(whole_words=whole_words)
     instances = Instances(store, tokenizer, max_tokens=max_tokens, masking=masking, seed=seed)
     steps = steps or max(1, round((epochs or 1) * len(instances) / (batch_size * devices)))
-    curve = pretraining.train(
-        model,
-        instances,
-        out,
-        steps=steps,
-        learning_rate=learning_rate,
-        batch_size=batch_size,
-        warm_up=warm_up,
-        seed=seed,
-        save_steps=save_steps,
-        resume_from=checkpoint,
-    )
+    if steps >= _MOST:
+        raise InputError(f"epochs: expected fewer than {_MOST} steps, got {epochs}, which is {steps:.3g}")
+    with _full_disk_told(out):
+        curve = pretraining.train(
+            model,
+            instances,
+            out,
+            steps=steps,
+            learning_rate=learning_rate,
+            batch_size=batch_size,
+            warm_up=warm_up,
+            seed=seed,
+            save_steps=save_steps,
+            resume_from=checkpoint,
+        )
     instances.set_epoch(_UNSEEN)
+    judged = pretraining.evaluate(model, instances, _JUDGED)
+    if not all(map(math.isfinite, judged.values())):
+        raise SegueError(
+            f"the training diverged, its losses are no numbers any more: learning_rate {learning_rate} is "
+            "too large"
+        )
+    if first and judged["is_next"] in (0, 1):
+        logging.getLogger("segue").warning(
+            "all fresh instances are %s: of next sentences nothing is learnt; max_tokens %d leaves no room "
+            "for two sentences, or documents are too short",
+            "IsNext" if judged["is_next"] else "NotNext", max_tokens,
+        )  # fmt: skip
     metrics = {
         "steps": steps,
-        "evaluation": pretraining.evaluate(model, instances, _JUDGED),
+        "evaluation": judged,
         "options": options,
         "curve": curve,
         "seconds": round(time.monotonic() - began, 1),  # since the run was started or resumed
     }
     if first:
-        model.save_pretrained(out)
-        draw_curve(curve, out / "curve.png")
+        with _full_disk_told(out):
+            model.save_pretrained(out)
+        shutil.copymode(out / "config.json", out / "model.safetensors")  # which is for its owner alone
+        if not draw_curve(curve, out / "curve.png"):
+            logging.getLogger("segue").warning(
+                "no curve.png: matplotlib is not installed: pip install 'segue[train]'"
+            )
         (out / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
     return metrics
+
+
+@contextmanager
+def _full_disk_told(out: Path) -> Iterator[None]:
+    """Raise as OSError what the libraries that write weights raise as errors of their own."""
+    try:
+        yield
+    except Exception as error:
+        if not any(sign in str(error) for sign in ("No space left on device", "inline_container")):
+            raise
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(out)) from error
 
 
 def _check(options: dict[str, Any]) -> None:
@@ -170,8 +211,10 @@ def _check(options: dict[str, Any]) -> None:
         raise InputError(f"size: expected {', '.join(SIZES)}, or init, got {options['size']!r}")
     for name in ("steps", "batch_size", "vocab_size", "threads", "save_steps", "seed", "max_tokens"):
         value, least = options[name], {"seed": 0, "max_tokens": 8}.get(name, 1)
-        if value is not None and not (isinstance(value, int) and least <= value < 2**32):
+        if value is not None and not (isinstance(value, int) and least <= value < _MOST):
             raise InputError(f"{name}: expected an integer of {least} or more, got {value!r}")
+    if (options["threads"] or 0) > _MOST_THREADS:
+        raise InputError(f"threads: expected 1 to {_MOST_THREADS}, got {options['threads']}")
     for name in ("epochs", "learning_rate"):
         if options[name] is not None and not 0 < options[name] < math.inf:
             raise InputError(f"{name}: expected more than 0, got {options[name]}")
@@ -189,27 +232,44 @@ def _prepare(
 ) -> tuple[Tokenizer, TokenStore, Path | None]:
     """(tokenizer, tokens, checkpoint to go on from), the folder of the run being opened and filled.
 
-    What is refused after the folder was made takes it away again.
+    What is refused after the folder was made takes it away again, or what was put into it; a run that is
+    resumed loses nothing.
     """
     corpus = Path(options["corpus"])
     if corpus.is_dir() and out.resolve().is_relative_to(corpus.resolve()):
         raise InputError(f"out: {str(out)!r} is inside the corpus")
     paths = {name: str(Path(options[name]).resolve()) for name in _PATHS if options[name] is not None}
+    there = out.exists()
     open_run(out, options | paths, resume=resume)
     if resume:
         try:  # the tokens come last, so the vocabulary is there if they are
             store, tokenizer = TokenStore(out / "tokens"), read_vocabulary(out)
             store.check_tokenizer(tokenizer)
             return tokenizer, store, last_checkpoint(out)
-        except BundleError:
-            pass  # cut off before they were written
+        except BundleError as error:
+            if any(out.glob("checkpoint-*")) or (out / "model.safetensors").exists():
+                raise BundleError(f"resume: this run's tokens are gone or spoilt: {error}") from error
+            # cut off before they were written
     try:
         tokenizer = _vocabulary(options)
         write_vocabulary(tokenizer, out, max_tokens=positions)
         return tokenizer, write_tokens(iter_documents(corpus), tokenizer, out / "tokens"), None
     except (InputError, BundleError):
-        shutil.rmtree(out)
+        if not resume:
+            _clear(out, folder=not there)
         raise
+
+
+def _clear(out: Path, *, folder: bool) -> None:
+    """Take away what was put into `out`, and the folder itself; what cannot be taken away stays."""
+    with suppress(OSError):
+        for path in out.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+        if folder:
+            out.rmdir()
 
 
 def _vocabulary(options: dict[str, Any]) -> Tokenizer:

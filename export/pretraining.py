@@ -30,6 +30,7 @@ from tqdm import tqdm
 from transformers import BertConfig, Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from segue.errors import BundleError
+from segue.export.instances import IS_NEXT
 from segue.export.masking import IGNORED
 from segue.export.pretraining_data import Course, Instances, collate
 from segue.export.pretraining_run import mark_complete
@@ -93,9 +94,9 @@ def train(
 
 def evaluate(model: BertForPreTraining, instances: Instances, count: int) -> dict[str, float]:
     """Losses (nats) and accuracies of both tasks on the first `count` instances, or all where there are
-    fewer; mlm is over all masked tokens of them together."""
+    fewer, and the share of them that is IsNext; mlm is over all masked tokens of them together."""
     count = min(count, len(instances))
-    sums = torch.zeros(4, dtype=torch.float64)
+    sums = torch.zeros(5, dtype=torch.float64)
     masked = 0
     model.eval()
     for start in range(0, count, 32):
@@ -110,12 +111,14 @@ def evaluate(model: BertForPreTraining, instances: Instances, count: int) -> dic
             (words.argmax(-1) == labels).sum(),
             cross_entropy(pairs, follows, reduction="sum"),
             (pairs.argmax(-1) == follows).sum(),
+            (follows == IS_NEXT).sum(),
         ]
         sums += torch.stack([part.double() for part in parts]).cpu()
     mlm = (sums[:2] / max(masked, 1)).tolist()
     nsp = (sums[2:] / count).tolist()
-    values = zip(("mlm_loss", "mlm_accuracy", "nsp_loss", "nsp_accuracy"), (*mlm, *nsp), strict=True)
-    return {"instances": count, "masked_tokens": masked, **{name: round(v, 6) for name, v in values}}
+    names = ("mlm_loss", "mlm_accuracy", "nsp_loss", "nsp_accuracy", "is_next")
+    values = {name: round(value, 6) for name, value in zip(names, (*mlm, *nsp), strict=True)}
+    return {"instances": count, "masked_tokens": masked, **values}
 
 
 def precision() -> dict[str, bool]:

@@ -89,6 +89,10 @@ def export_checkpoint(
 
 
 def _check_free(out: Path) -> None:
+    try:
+        str(out).encode()
+    except UnicodeEncodeError as error:
+        raise BundleError(f"{out}: the name is not UTF-8, and the libraries write no such file") from error
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise BundleError(f"{out}: already there, and not an empty folder")
     if not out.parent.is_dir():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -185,6 +186,7 @@ def test_only_the_scenarios_asked_for_are_measured_and_json_on_stdout_comes_alon
         (["--compare", "none.json"], "none.json: no such file"),
         (["--compare", "bad.json"], "bad.json: not readable as JSON"),
         (["--plot", "p.txt"], "plot: expected a file ending in .png, .svg, .pdf, got 'p.txt'"),
+        (["--plot", "p.png", "--json", "./p.png"], "plot: 'p.png' is where the JSON goes"),
         (["--plot", "none/p.png"], "none/p.png: no such file or directory"),
         (["--json", "none/r.json"], "none/r.json: no such file or directory"),
         (["--pairs", "none.tsv"], "none.tsv: no such file"),
@@ -211,6 +213,20 @@ def test_what_is_refused_leaves_nothing_behind(
     assert err.count("\n") == 1
     assert words in err
     assert {path.name for path in tmp_path.iterdir()} == set(files)
+
+
+def test_a_model_without_room_for_words_says_so(bench: Bench, make_bundle: Callable[..., Path]):
+    code, out, err = bench(make_bundle(layers=1, positions=4), *ONE)
+    assert (code, out) == (2, "")
+    assert re.search(r"pairs are made up of \d+ tokens or more, and its limit is 4", err)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_does_not_take_the_table_with_it(bench: Bench):
+    code, out, err = bench(*ONE, "--json", "/dev/full")
+    assert code == 1
+    assert "# segue bench" in out
+    assert "No space left" in err
 
 
 def test_without_matplotlib_a_picture_names_the_extra(bench: Bench, monkeypatch: pytest.MonkeyPatch):

@@ -389,6 +389,12 @@ def broken(change: Callable[[Any], Any]) -> str:
         (broken(lambda r: r["scenarios"]["Server"].pop("figure")), "not what"),
         (broken(lambda r: r["scenarios"]["Server"]["figure"].update(value="9")), "not what"),
         (broken(lambda r: r.update(settings=[])), "not what"),
+        (broken(lambda r: r.update(versions=["numpy"])), "not what"),
+        (broken(lambda r: r["workload"].pop("sha256")), "not what"),
+        *(
+            (broken(lambda r, v=value: r["scenarios"]["Server"]["figure"].update(value=v)), "not what")
+            for value in (0, -1, float("nan"), float("inf"), 10**400)
+        ),
     ],
 )
 def test_a_file_that_is_no_record_is_refused(text: str, words: str, tmp_path: Path):

@@ -459,6 +459,13 @@ def test_refused_places(corpus, bundle, make_checkpoint, tmp_path):
     assert os.listdir(corpus.parent) == ["corpus.txt"]
 
 
+def test_a_folder_that_cannot_be_made_is_refused_before_any_scoring(corpus, bundle, tmp_path, monkeypatch):
+    monkeypatch.setattr("segue.Engine.score", None)
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"out: .*file/out' cannot be written to: Not a directory"):
+        evaluate(corpus, model=bundle, out=tmp_path / "file" / "out")
+
+
 def test_another_head_is_named(corpus, make_bundle):
     for options, found in (
         ({"num_labels": 1}, "a binary head with LABEL_0"),

@@ -136,6 +136,8 @@ def test_a_failure_at_the_last_step_leaves_nothing(
 
 
 def test_out_must_be_free(make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="the name is not UTF-8"):
+        export_checkpoint(make_checkpoint(), tmp_path / "m\udcfc")
     (tmp_path / "file").write_text("mine")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").write_text("mine")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -170,3 +173,28 @@ def test_a_batch_has_tokens_for_its_threads(bundle, threads, tokens):
     assert executor.batch_tokens == tokens
     executor.close()
     assert _open(bundle, threads=1, batch_tokens=77).batch_tokens == 77
+
+
+@pytest.mark.parametrize("given", [None, "0"])
+def test_onnx_runtime_reports_nothing_unless_it_is_told_to(bundle: Path, tmp_path: Path, given: str | None):
+    """It would keep the name of this device, and what it has to tell, in the user's folder of caches."""
+    code = f"""
+import os
+from segue import Engine
+Engine.load({str(bundle)!r}, device="cpu").score([("a", "b")])
+print(os.environ["ORT_DISABLE_TELEMETRY"])
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
+    environment |= {"HOME": str(tmp_path)} | ({} if given is None else {"ORT_DISABLE_TELEMETRY": given})
+    environment.pop("XDG_CACHE_HOME", None)
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code],
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == (given or "1")
+    if given is None:
+        assert list(tmp_path.iterdir()) == []

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import math
 import os
 import random
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import textwrap
@@ -21,7 +23,7 @@ import torch
 import transformers
 
 from segue import Engine
-from segue.errors import BundleError, InputError
+from segue.errors import BundleError, InputError, SegueError
 from segue.export import export_checkpoint, pretraining
 from segue.export.packing import pack_epoch
 from segue.export.pretrain import _OPTIONS, add_arguments, pretrain, run
@@ -268,6 +270,7 @@ def test_both_losses_are_hugging_faces_own(learnt):
         ({"steps": 1, "epochs": 1.0}, "one of steps and epochs"),
         ({"steps": 0}, "steps: expected an integer of 1 or more, got 0"),
         ({"batch_size": 2.5}, "batch_size"),
+        ({"threads": 100_000}, "threads: expected 1 to 1024, got 100000"),
         ({"save_steps": 0}, "save_steps"),
         ({"seed": -1}, "seed: expected an integer of 0 or more, got -1"),
         ({"epochs": math.nan}, "epochs: expected more than 0"),
@@ -324,6 +327,66 @@ def test_refused_places(corpus, learnt, tmp_path):
         pretrain(corpus.parent, out=corpus.parent / "out", **SHORT)
     assert os.listdir(corpus.parent) == ["corpus.txt"]
     assert (tmp_path / "file").read_bytes() == b""
+
+
+def test_what_is_refused_takes_away_no_more_than_it_made(tmp_path, monkeypatch):
+    (tmp_path / "corpus.txt").write_text("One. Two. Three.")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "link").symlink_to("out")
+    monkeypatch.chdir(tmp_path / "out")
+    for out in (".", tmp_path / "link", tmp_path / "out"):
+        with pytest.raises(InputError, match="one document only"):
+            pretrain(tmp_path / "corpus.txt", out=out, **SHORT)
+        assert sorted(os.listdir(tmp_path)) == ["corpus.txt", "link", "out"]
+        assert os.listdir(tmp_path / "out") == []
+
+
+def test_a_run_whose_tokens_are_gone_is_kept(corpus, uninterrupted, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(uninterrupted[0], out)
+    shutil.rmtree(out / "tokens")
+    before = sorted(out.rglob("*"))
+    with pytest.raises(BundleError, match="resume: this run's tokens are gone or spoilt"):
+        pretrain(corpus, out=out, **KILLED, resume=True)
+    assert sorted(out.rglob("*")) == before
+
+
+def test_more_steps_than_can_be_counted_are_refused(corpus, tmp_path):
+    with pytest.raises(InputError, match=r"epochs: expected fewer than 4294967296 steps, got 1e\+18"):
+        pretrain(corpus, out=tmp_path / "out", **SHORT, epochs=1e18)
+
+
+def test_a_training_that_diverges_says_so_and_is_not_kept_as_a_model(corpus, tmp_path):
+    with pytest.raises(SegueError, match=r"diverged.*learning_rate 1e\+30 is too large"):
+        pretrain(corpus, out=tmp_path / "out", **SHORT | {"steps": 3, "learning_rate": 1e30})
+    assert not (tmp_path / "out" / "metrics.json").exists()
+
+
+def test_where_no_pair_follows_it_is_said(tmp_path, caplog):
+    """A sentence fills the room of a pair, and a second one is only ever another document's."""
+    text = "\n\n".join(f"One two three four five {n}. Six seven eight nine ten {n}." for n in range(6))
+    (tmp_path / "corpus.txt").write_text(text)
+    options = SHORT | {"steps": 1, "max_tokens": 8, "vocab_size": 200}
+    with caplog.at_level(logging.WARNING, logger="segue"):
+        metrics = pretrain(tmp_path / "corpus.txt", out=tmp_path / "out", **options)
+    assert metrics["evaluation"]["is_next"] == 0
+    assert "all fresh instances are NotNext" in caplog.text
+
+
+def test_a_full_disk_is_told_as_one(corpus, tmp_path, monkeypatch):
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0")
+
+    monkeypatch.setattr(pretraining, "train", fail)
+    with pytest.raises(OSError, match=r"No space left on device: .*out"):
+        pretrain(corpus, out=tmp_path / "out", **SHORT | {"steps": 3})
+
+
+def test_whoever_may_read_one_file_may_read_all(learnt):
+    out, metrics, _ = learnt
+    modes = {stat.S_IMODE((out / name).stat().st_mode) for name in ("config.json", "model.safetensors")}
+    assert len(modes) == 1
+    assert 0.3 < metrics["evaluation"]["is_next"] < 0.7
 
 
 def test_a_resumed_run_has_the_options_it_was_started_with(corpus, uninterrupted, tmp_path):

@@ -58,22 +58,25 @@ def run(arguments: Namespace) -> int:
             columns=arguments.columns,
             header=arguments.header,
         )
-    with ExitStack() as outputs:
-        out = None if arguments.out is None else outputs.enter_context(destination(arguments.out))
-        if options.plot is not None:
-            from segue.benchmark.plot import draw  # matplotlib, which few have
+    record: dict[str, Any] = {}
+    try:
+        with ExitStack() as outputs:
+            out = None if arguments.out is None else outputs.enter_context(destination(arguments.out))
+            if options.plot is not None:
+                from segue.benchmark.plot import draw  # matplotlib, which few have
 
-            picture = outputs.enter_context(destination(options.plot))
-        record = _measured(arguments, options, given, old)
-        if old is not None:
-            record["comparison"] = compared(old, record, options.fail_below)
-        if out is not None:
-            out.write(to_json(record).encode())
-        if options.plot is not None:
-            draw(record, picture, format=Path(options.plot).suffix.lower().removeprefix("."))
-    if arguments.out != STREAM:
-        with destination(STREAM) as stdout:
-            stdout.write(markdown(record).encode())
+                picture = outputs.enter_context(destination(options.plot))
+            record = _measured(arguments, options, given, old)
+            if old is not None:
+                record["comparison"] = compared(old, record, options.fail_below)
+            if out is not None:
+                out.write(to_json(record).encode())
+            if options.plot is not None:
+                draw(record, picture, format=Path(options.plot).suffix.lower().removeprefix("."))
+    finally:
+        if record and arguments.out != STREAM:  # even where the disk was full: the figures are not lost
+            with destination(STREAM) as stdout:
+                stdout.write(markdown(record).encode())
     comparison = record.get("comparison", {"rows": [], "doubts": []})
     for doubt in comparison["doubts"]:
         logging.getLogger("segue").warning("not measured alike: %s", doubt)
@@ -134,6 +137,10 @@ def _workload(
     options: Options, engine: Engine, words: list[str], given: list[Pair] | None, path: str | None
 ) -> Workload:
     encoder = engine._encoder
+    if given is None and encoder.max_tokens < SHORTEST:
+        raise InputError(
+            f"model: pairs are made up of {SHORTEST} tokens or more, and its limit is {encoder.max_tokens}"
+        )
     if given is not None:
         first = f"the first of {path}" if len(given) == options.count else str(path)
         return workload(given, encoder, source=first)

@@ -7,6 +7,7 @@ meaningless is refused; what only makes it doubtful, as another processor, is sa
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -118,14 +119,22 @@ def _whole(record: dict[str, Any]) -> bool:
         _ = [record[key] for key in _KEYS]
         _ = [_at(record, where) for where in _DOUBTFUL.values()]
         _ = [record["model"]["files"], _model(record), _pairs(record), record["settings"].get]
+        _ = [record["workload"]["sha256"], record["versions"].get]
         figures = [found["figure"] for found in record["scenarios"].values()]
         values = [figure["value"] for figure in figures]
         named = set(record["scenarios"]) == set(record["settings"]["scenarios"])
     except (KeyError, TypeError, AttributeError):
         return False
-    return named and all(
-        value is None or (isinstance(value, int | float) and not isinstance(value, bool)) for value in values
-    )
+    return named and all(value is None or _is_figure(value) for value in values)
+
+
+def _is_figure(value: Any) -> bool:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    try:
+        return value > 0 and math.isfinite(value)
+    except OverflowError:  # a whole number of 400 digits
+        return False
 
 
 def _at(record: Mapping[str, Any], where: tuple[str, ...]) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from argparse import ArgumentParser, Namespace
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,6 +77,9 @@ class Options:
             raise InputError("fail-below: there is nothing to compare with: give --compare OLD.json")
         if options.plot is not None and Path(options.plot).suffix.lower().removeprefix(".") not in PLOTS:
             raise InputError(f"plot: expected a file ending in .{', .'.join(PLOTS)}, got {options.plot!r}")
+        paths = [os.path.realpath(path) for path in (options.plot, arguments.out) if path is not None]
+        if len(set(paths)) < len(paths):
+            raise InputError(f"plot: {options.plot!r} is where the JSON goes")
         return options
 
 
