@@ -39,6 +39,7 @@ from segue.terminal import say
 from segue.text import PairEncoder
 
 _PACKED_TOKENS = 128  # BERT's own, for nine tenths of its training
+_LEAST_TOKENS = 8
 _MODEL = ("device", "executor", "precision", "threads", "max_batch_tokens", "batch_invariant")
 _OPTIONS = ("model", *_MODEL, "pairs", "sides", "max_tokens", "reference", "seed", "out")
 
@@ -191,7 +192,7 @@ def _judged(
 
 def _check(options: dict[str, Any], corpus: str | Path) -> None:
     """Raise `InputError` for options that are unusable whatever the model says."""
-    for name, least in {"pairs": 2, "sides": 1, "seed": 0, "max_tokens": 8}.items():
+    for name, least in {"pairs": 2, "sides": 1, "seed": 0, "max_tokens": _LEAST_TOKENS}.items():
         value = options[name]
         whole = isinstance(value, int) and not isinstance(value, bool) and least <= value < 2**32
         if not whole and (value is not None or name != "max_tokens"):
@@ -228,6 +229,8 @@ def _check_head(head: Head) -> None:
 
 
 def _packed_tokens(wanted: int | None, limit: int) -> int:
+    if limit < _LEAST_TOKENS:
+        raise InputError(f"model: its limit is {limit} tokens, and a packed pair takes {_LEAST_TOKENS}")
     if wanted is not None and wanted > limit:
         raise InputError(f"max_tokens: expected at most {limit}, the model's limit, got {wanted}")
     return wanted or min(_PACKED_TOKENS, limit)

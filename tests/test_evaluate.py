@@ -466,6 +466,11 @@ def test_a_folder_that_cannot_be_made_is_refused_before_any_scoring(corpus, bund
         evaluate(corpus, model=bundle, out=tmp_path / "file" / "out")
 
 
+def test_a_model_without_room_for_a_packed_pair_is_named(corpus, make_bundle):
+    with pytest.raises(InputError, match="model: its limit is 5 tokens, and a packed pair takes 8"):
+        evaluate(corpus, model=make_bundle(layers=1, positions=5))
+
+
 def test_another_head_is_named(corpus, make_bundle):
     for options, found in (
         ({"num_labels": 1}, "a binary head with LABEL_0"),
