@@ -37,7 +37,7 @@ from torch import Tensor
 
 from segue import kernels
 from segue.kernels import _packed_attention as attention
-from segue.kernels.attending import attend, attend_short
+from segue.kernels.attending import attend_from
 from segue.kernels.dependent import begin
 from segue.kernels.launching import launch, target, unit
 
@@ -58,7 +58,6 @@ def _ordered_kernel(
 ):  # fmt: skip
     """HEADS: programs that a pair's heads take. All else as in the kernel in use."""
     begin(EARLY)
-    stride, out_stride = stride * UNIT, out_stride * UNIT
     number = tl.program_id(0)
     if ORDER == "tile, pair, head":
         tile, pair, head = number % tiles, number // tiles % pairs, number // tiles // pairs
@@ -70,23 +69,10 @@ def _ordered_kernel(
         pair = pairs - 1 - pair
     first = tile * QUERIES
     head = head if LONG else head * TOGETHER
-    start = tl.load(cu_seqlens_ptr + pair).to(tl.int64)
-    length = (tl.load(cu_seqlens_ptr + pair + 1).to(tl.int64) - start).to(tl.int32)
-    if first >= length:
-        return
-    q_ptr = qkv_ptr + start * stride + head * D
-    out_ptr += start * out_stride + head * D
-    k_ptr, v_ptr = q_ptr + E, q_ptr + 2 * E
-    if SHORT > 0 and (length <= SHORT) & (head % TOGETHER == 0):
-        attend_short(
-            q_ptr, k_ptr, v_ptr, out_ptr, stride, out_stride, E // D - head, length, scale,
-            D, DEPTH, TOGETHER, SHORT, PTX,
-        )  # fmt: skip
-    if LONG and length > SHORT:
-        attend(
-            q_ptr, k_ptr, v_ptr, out_ptr, stride, out_stride, first, length, scale,
-            D, DEPTH, QUERIES, KEYS, PTX,
-        )  # fmt: skip
+    attend_from(
+        qkv_ptr, cu_seqlens_ptr, out_ptr, stride * UNIT, out_stride * UNIT, pair, head, first, scale,
+        E, D, DEPTH, QUERIES, KEYS, SHORT, TOGETHER, LONG, PTX,
+    )  # fmt: skip
 
 
 def ordered(

@@ -26,7 +26,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from segue.kernels.attending import attend, attend_short
+from segue.kernels.attending import attend_from
 from segue.kernels.dependent import begin
 from segue.kernels.door import check, check_bounds, check_out, check_reach
 from segue.kernels.launching import Cost, launch, target, unit
@@ -70,27 +70,13 @@ def _packed_attention_kernel(
     """SHORT: tokens of a pair that takes the short path, TOGETHER heads a program. LONG: others are there,
     and a program has one head, so that of TOGETHER programs one has a short pair's work."""
     begin(EARLY)
-    stride, out_stride = stride * UNIT, out_stride * UNIT
     pair = tl.program_id(0) // tiles
     first = tl.program_id(0) % tiles * QUERIES
     head = tl.program_id(1) if LONG else tl.program_id(1) * TOGETHER
-    start = tl.load(cu_seqlens_ptr + pair).to(tl.int64)
-    length = (tl.load(cu_seqlens_ptr + pair + 1).to(tl.int64) - start).to(tl.int32)
-    if first >= length:
-        return
-    q_ptr = qkv_ptr + start * stride + head * D
-    out_ptr += start * out_stride + head * D
-    k_ptr, v_ptr = q_ptr + E, q_ptr + 2 * E
-    if SHORT > 0 and (length <= SHORT) & (head % TOGETHER == 0):
-        attend_short(
-            q_ptr, k_ptr, v_ptr, out_ptr, stride, out_stride, E // D - head, length, scale,
-            D, DEPTH, TOGETHER, SHORT, PTX,
-        )  # fmt: skip
-    if LONG and length > SHORT:
-        attend(
-            q_ptr, k_ptr, v_ptr, out_ptr, stride, out_stride, first, length, scale,
-            D, DEPTH, QUERIES, KEYS, PTX,
-        )  # fmt: skip
+    attend_from(
+        qkv_ptr, cu_seqlens_ptr, out_ptr, stride * UNIT, out_stride * UNIT, pair, head, first, scale,
+        E, D, DEPTH, QUERIES, KEYS, SHORT, TOGETHER, LONG, PTX,
+    )  # fmt: skip
 
 
 def packed_attention(

@@ -1,8 +1,8 @@
-"""Attention within one pair, by tiles: the parts that `_packed_attention` puts together."""
+"""Attention within one pair, by tiles: what a program does, in whichever order programs come."""
 
 from __future__ import annotations
 
-__all__ = ["attend", "attend_short"]
+__all__ = ["attend_from"]
 
 import triton
 import triton.language as tl
@@ -11,7 +11,34 @@ from segue.kernels.arithmetic import exp2
 
 
 @triton.jit
-def attend(
+def attend_from(
+    qkv_ptr, cu_seqlens_ptr, out_ptr, stride, out_stride, pair, head, first, scale,
+    E: tl.constexpr, D: tl.constexpr, DEPTH: tl.constexpr,
+    QUERIES: tl.constexpr, KEYS: tl.constexpr,
+    SHORT: tl.constexpr, TOGETHER: tl.constexpr, LONG: tl.constexpr, PTX: tl.constexpr,
+):  # fmt: skip
+    """The context of a program's rows of a pair and head, or heads: QUERIES from `first` on, if there are."""
+    start = tl.load(cu_seqlens_ptr + pair).to(tl.int64)
+    length = (tl.load(cu_seqlens_ptr + pair + 1).to(tl.int64) - start).to(tl.int32)
+    if first >= length:
+        return
+    q_ptr = qkv_ptr + start * stride + head * D
+    out_ptr += start * out_stride + head * D
+    k_ptr, v_ptr = q_ptr + E, q_ptr + 2 * E
+    if SHORT > 0 and (length <= SHORT) & (head % TOGETHER == 0):
+        _attend_short(
+            q_ptr, k_ptr, v_ptr, out_ptr, stride, out_stride, E // D - head, length, scale,
+            D, DEPTH, TOGETHER, SHORT, PTX,
+        )  # fmt: skip
+    if LONG and length > SHORT:
+        _attend(
+            q_ptr, k_ptr, v_ptr, out_ptr, stride, out_stride, first, length, scale,
+            D, DEPTH, QUERIES, KEYS, PTX,
+        )  # fmt: skip
+
+
+@triton.jit
+def _attend(
     q_ptr, k_ptr, v_ptr, out_ptr, stride, out_stride, first, length, scale,
     D: tl.constexpr, DEPTH: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr, PTX: tl.constexpr,
 ):  # fmt: skip
@@ -73,7 +100,7 @@ def _attend_to(
 
 
 @triton.jit
-def attend_short(
+def _attend_short(
     q_ptr, k_ptr, v_ptr, out_ptr, stride, out_stride, heads, length, scale,
     D: tl.constexpr, DEPTH: tl.constexpr, HEADS: tl.constexpr, SHORT: tl.constexpr, PTX: tl.constexpr,
 ):  # fmt: skip
