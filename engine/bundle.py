@@ -32,6 +32,7 @@ __all__ = [
     "Head",
     "Manifest",
     "read_bundle",
+    "read_object",
     "sha256",
     "write_manifest",
 ]
@@ -165,16 +166,26 @@ def read_bundle(folder: Path) -> Manifest:
     return manifest
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """Read a file that holds a JSON object.
+
+    Raises:
+        BundleError: it holds something else. OSError: it cannot be read.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:  # JSONDecodeError and UnicodeDecodeError are the first
+        raise BundleError(f"{path}: not readable as JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise BundleError(f"{path}: expected an object, got {type(found).__name__}")
+    return found
+
+
 def _read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST
     if not path.is_file():
         raise BundleError(f"{folder}: no {MANIFEST}: not a segue bundle (`segue export` makes one)")
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:  # JSONDecodeError and UnicodeDecodeError are the first
-        raise BundleError(f"{path}: not readable as JSON: {error}") from error
-    if not isinstance(data, dict):
-        raise BundleError(f"{path}: expected an object, got {type(data).__name__}")
+    data = read_object(path)
     found = data.pop("format", None)
     if type(found) is not int or found < 1:
         raise BundleError(f"{path}: format: expected an integer from 1, got {found!r}")

@@ -6,7 +6,6 @@ weights; the tokenizer is `tokenizer`'s business.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from segue.bundle import Dimensions, Head
+from segue.bundle import Dimensions, Head, read_object
 from segue.errors import BundleError
 from segue.export.bert import Bert
 from segue.export.heads import CLASSIFIERS, activation_fn, choose_head
@@ -121,14 +120,9 @@ def read_dimensions(folder: Path) -> Dimensions:
 
 def _config(path: Path) -> dict[str, Any]:
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        return read_object(path)
     except OSError as error:
         raise BundleError(f"{path.parent}: no config.json: not a Hugging Face checkpoint folder") from error
-    except (ValueError, RecursionError) as error:
-        raise BundleError(f"{path}: not readable as JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise BundleError(f"{path}: expected an object, got {type(config).__name__}")
-    return config
 
 
 def _check_supported(config: dict[str, Any]) -> None:

@@ -9,13 +9,13 @@ the checkpoint is refused. The rest of tokenizer_config.json that fast tokenizer
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import WordPiece
 
+from segue.bundle import read_object
 from segue.errors import BundleError
 
 __all__ = ["max_tokens", "read_tokenizer"]
@@ -76,7 +76,7 @@ def _from_json(path: Path, settings: dict[str, Any]) -> Tokenizer:
     tokenizer.no_truncation()
     tokenizer.no_padding()
     if settings.get("tokenizer_class") in _BERT_CLASSES:
-        stored = _object(path)
+        stored = read_object(path)
         for part, expected in _BERT_PARTS.items():
             found = stored.get(part) or {}
             for key, value in expected.items():
@@ -147,23 +147,13 @@ def _added_tokens(folder: Path, settings: dict[str, Any]) -> list[str]:
     if not isinstance(decoder, dict):
         raise BundleError(f"{folder / 'tokenizer_config.json'}: {key}: expected an object, got {decoder!r}")
     path = folder / "added_tokens.json"
-    old = _object(path) if path.is_file() else {}
+    old = read_object(path) if path.is_file() else {}
     return [*(_content(folder, key, token) for token in decoder.values()), *old]
 
 
 def _settings(folder: Path) -> dict[str, Any]:
     path = folder / "tokenizer_config.json"
-    return _object(path) if path.is_file() else {}
-
-
-def _object(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise BundleError(f"{path}: not readable as JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise BundleError(f"{path}: expected an object, got {type(found).__name__}")
-    return found
+    return read_object(path) if path.is_file() else {}
 
 
 def _check_pair(tokenizer: Tokenizer, folder: Path) -> None:
