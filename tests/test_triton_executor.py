@@ -442,7 +442,7 @@ def test_a_device_that_is_lost_shows_where_its_results_are_awaited(executor, mon
     batch, stream = packed([5, 3]), FakeStream()
     wanted = run(executor, batch)
     monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
-    executor._stream = stream
+    executor._stream = executor._results._stream = stream
     assert run(executor, batch).tobytes() == wanted.tobytes()
     assert stream.waits == 1
     stream.error = RuntimeError("CUDA error: GPU is lost")

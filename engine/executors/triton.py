@@ -76,7 +76,7 @@ class TritonExecutor:
             )
             if not INTERPRETED:  # there is nothing to capture
                 self._record = partial(record, pool=torch.cuda.graph_pool_handle())
-        self._results = Results(most.pairs, plan.labels, pinned=not INTERPRETED)
+        self._results = Results(most.pairs, plan.labels, self._stream)
         self._rounds = not INTERPRETED  # an interpreted program costs as much if it does nothing
         self._graphs: dict[Bucket, Any] = {}  # what has been captured, each to `replay`
         self._ran: set[Bucket] = set()
@@ -209,8 +209,7 @@ class TritonExecutor:
                     self._ran.add(bucket)
                 elif bucket and self._record and bucket not in self._too_large:
                     self._capture(bucket)  # its kernels were compiled and loaded when it ran before
-            done = self._stream.record_event if self._stream else lambda: None
-            logits = self._results.fetch(self._launches.logits[: exact.pairs], done)
+            logits = self._results.fetch(self._launches.logits[: exact.pairs])
 
         def finish() -> _Logits:
             with self._guard.failing():

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,25 +21,22 @@ __all__ = ["Results"]
 class Results:
     """Places for the logits of batches that are on their way, as many as there ever were at once."""
 
-    def __init__(self, pairs: int, labels: int, *, pinned: bool) -> None:
-        """For batches of up to so many pairs."""
-        self._shape, self._pinned = (pairs, labels), pinned
+    def __init__(self, pairs: int, labels: int, stream: torch.cuda.Stream | None) -> None:
+        """For batches of up to so many pairs, computed in `stream`, which is the current one whenever `fetch`
+        is called; None: on the CPU."""
+        self._shape, self._stream = (pairs, labels), stream
         self._free: deque[Tensor] = deque()  # threads take and give without a lock
 
-    def fetch(self, logits: Tensor, done: Callable[[], Any]) -> Callable[[], NDArray[np.float32]]:
-        """Copy logits [B, C] in the current stream; what is returned gives them, once they are there.
-
-        Args:
-            done: called after the copy; gives the event that it ends with, or None if it has ended.
-        """
+    def fetch(self, logits: Tensor) -> Callable[[], NDArray[np.float32]]:
+        """Copy logits [B, C] in the stream; what is returned gives them, once they are there."""
         place = self._take()
         part = place[: len(logits)]
         part.copy_(logits, non_blocking=True)
-        event = done()
+        done = self._stream.record_event() if self._stream else None
 
         def wait() -> NDArray[np.float32]:
-            if event is not None:
-                event.synchronize()
+            if done:
+                done.synchronize()
             values: NDArray[np.float32] = part.numpy().copy()
             self._free.append(place)
             return values
@@ -56,4 +52,5 @@ class Results:
             return self._free.pop()
         except IndexError:
             with torch.inference_mode(False):  # the caller's mode is not that of those who come after
-                return torch.empty(self._shape, dtype=torch.float32, device="cpu", pin_memory=self._pinned)
+                pinned = self._stream is not None
+                return torch.empty(self._shape, dtype=torch.float32, device="cpu", pin_memory=pinned)
