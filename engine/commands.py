@@ -21,7 +21,7 @@ from segue.head import positive_column
 from segue.options import load_options
 from segue.results import write_scores
 from segue.tables import Row, Table, format_of, read_table
-from segue.terminal import Progress, describe, explanation_text
+from segue.terminal import Progress, describe, explanation_text, say
 
 __all__ = ["explain", "info", "rank", "score"]
 
@@ -59,14 +59,14 @@ def explain(arguments: argparse.Namespace) -> None:
     """Show what the model sees of one pair and what it makes of it."""
     with _engine(arguments) as engine:
         explanation = engine.explain(arguments.a, arguments.b, **_limits(arguments))
-    _print(_json(asdict(explanation)) if arguments.json else explanation_text(explanation))
+    say(_json(asdict(explanation)) if arguments.json else explanation_text(explanation))
 
 
 def info(arguments: argparse.Namespace) -> None:
     """Show what the model is and how it runs here."""
     with _engine(arguments) as engine:
         record = asdict(engine.info)
-    _print(_json(record) if arguments.json else describe(record))
+    say(_json(record) if arguments.json else describe(record))
 
 
 def _engine(arguments: argparse.Namespace) -> Engine:
@@ -149,8 +149,3 @@ def _in_step(
 
 def _json(record: dict[str, Any]) -> str:
     return json.dumps(record, ensure_ascii=False, indent=2) + "\n"
-
-
-def _print(text: str) -> None:
-    with destination(STREAM) as out:
-        out.write(text.encode())

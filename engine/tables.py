@@ -77,12 +77,8 @@ def read_table(
         InputError: now, or later from `rows`; names the file, the line (from 1) and what is wrong with it.
     """
     parsed = _PARSERS[format](_lines(file, name), name)
-    first = next(parsed, None)
-    parsed = iter(()) if first is None else chain([first], parsed)
-    if first is not None and format == "tsv" and known is DOCUMENT and len(first[1]) < 2:
-        parsed = ((line, record or [""], text) for line, record, text in parsed)
-    else:
-        parsed = _without_last_blanks(parsed, name)
+    one_text_a_line = format == "tsv" and known is DOCUMENT
+    parsed = _documents(parsed, name) if one_text_a_line else _without_last_blanks(parsed, name)
     first = next(parsed, None)
     if first is None:
         return Table(name, format, [], iter(()))
@@ -147,6 +143,17 @@ def _parse_jsonl(lines: Iterator[str], name: str) -> Iterator[_Parsed]:
 
 
 _PARSERS = {"tsv": _parse_tsv, "csv": _parse_csv, "jsonl": _parse_jsonl}
+
+
+def _documents(parsed: Iterator[_Parsed], name: str) -> Iterator[_Parsed]:
+    """Blank lines as empty documents, where the first line has no more than one column."""
+    first = next(parsed, None)
+    if first is None:
+        return parsed
+    every = chain([first], parsed)
+    if len(first[1]) > 1:
+        return _without_last_blanks(every, name)
+    return ((line, record or [""], text) for line, record, text in every)
 
 
 def _without_last_blanks(parsed: Iterator[_Parsed], name: str) -> Iterator[_Parsed]:

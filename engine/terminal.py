@@ -17,9 +17,9 @@ __all__ = ["Progress", "aligned", "describe", "explanation_text", "say"]
 
 
 def say(text: str) -> None:
-    """Write a text and a line break to stdout as UTF-8, whatever the locale; names of files as they are."""
+    """Write a text to stdout as UTF-8, whatever the locale; names of files as they are."""
     with destination(STREAM) as out:
-        out.write(f"{text}\n".encode(errors="surrogateescape"))
+        out.write(text.encode(errors="surrogateescape"))
 
 
 def explanation_text(seen: Explanation) -> str:

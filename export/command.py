@@ -56,11 +56,11 @@ def run(arguments: argparse.Namespace) -> int:
     head, parity = manifest.head, manifest.parity
     size = sum((arguments.out / name).stat().st_size for name in manifest.files)
     positive = "none" if head.positive is None else head.labels[head.positive]
-    say(f"{arguments.out}: {size / 1e6:.1f} MB, {manifest.precision}, {manifest.layout}")
-    say(f"head: {head.kind}, labels {', '.join(head.labels)}; score reports {positive}")
+    say(f"{arguments.out}: {size / 1e6:.1f} MB, {manifest.precision}, {manifest.layout}\n")
+    say(f"head: {head.kind}, labels {', '.join(head.labels)}; score reports {positive}\n")
     say(
         f"against PyTorch, {parity['pairs']} pairs of {parity['shortest']} to {parity['longest']} tokens: "
         f"probabilities within {parity['max_probability_difference']:.1e}, "
-        f"logits within {parity['max_relative_logit_difference']:.1e} (relative)"
+        f"logits within {parity['max_relative_logit_difference']:.1e} (relative)\n"
     )
     return 0

@@ -61,7 +61,7 @@ def run(arguments: Namespace) -> None:
     """Run the command."""
     options = {name: getattr(arguments, name) for name in _OPTIONS}
     metrics = evaluate(arguments.corpus, progress=sys.stderr.isatty(), **options)
-    say(json.dumps(metrics, indent=1) if arguments.json else report(metrics))
+    say(f"{json.dumps(metrics, indent=1) if arguments.json else report(metrics)}\n")
 
 
 def evaluate(

@@ -79,7 +79,7 @@ def run(arguments: Namespace) -> None:
     judged = metrics["evaluation"]
     say(
         f"{metrics['steps']} steps: next sentence {judged['nsp_accuracy']:.3f} right, masked words "
-        f"{judged['mlm_accuracy']:.3f} right, in {judged['instances']} fresh instances: {arguments.out}"
+        f"{judged['mlm_accuracy']:.3f} right, in {judged['instances']} fresh instances: {arguments.out}\n"
     )
 
 
