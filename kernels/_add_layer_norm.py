@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from segue.kernels.dependent import begin
-from segue.kernels.door import check, check_live, check_out, check_vector
+from segue.kernels.door import check, check_columns, check_live, check_out, check_vector
 from segue.kernels.launching import Cost, launch, target, unit
 from segue.kernels.normalize import chunk_of, normalize, rows_of
 
@@ -59,9 +59,10 @@ def add_layer_norm(
     """As `reference.add_layer_norm`, one program to a few rows.
 
     Raises:
-        ValueError: a tensor is of the wrong shape, dtype, device or stride.
+        ValueError: a tensor is of the wrong shape, dtype, device or stride, or x has no columns.
     """
     check("x", x, (None, None))
+    check_columns("x", x)
     rows, hidden = x.shape
     check("residual", residual, (rows, hidden), like=x)
     check_vector("weight", weight, hidden, like=x)

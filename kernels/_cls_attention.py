@@ -61,8 +61,9 @@ def _cls_attention_kernel(
         v = tl.load(k_ptrs + E, mask=there, other=0.0).to(tl.float32)
         scores = tl.where(live, tl.sum(q[None, :, :] * k, axis=2), float("-inf"))
         larger = tl.maximum(most, tl.max(scores, axis=0))
-        power = tl.exp2(scores - larger[None, :])
-        fade = tl.exp2(most - larger)
+        shift = tl.where(larger == float("-inf"), 0.0, larger)  # as where all products so far are too large
+        power = tl.exp2(scores - shift[None, :])
+        fade = tl.exp2(most - shift)
         total = total * fade + tl.sum(power, axis=0)
         context = context * fade[:, None] + tl.sum(power[:, :, None] * v, axis=0)
         most = larger

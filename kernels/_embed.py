@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from segue.kernels.dependent import begin
-from segue.kernels.door import check, check_ids, check_live, check_out, check_vector
+from segue.kernels.door import check, check_columns, check_ids, check_live, check_out, check_vector
 from segue.kernels.launching import Cost, launch, target, unit
 from segue.kernels.normalize import chunk_of, normalize, rows_of
 
@@ -73,9 +73,10 @@ def embed(
     mean to wait for the device.
 
     Raises:
-        ValueError: a tensor is of the wrong shape, dtype, device or stride.
+        ValueError: a tensor is of the wrong shape, dtype, device or stride, or the tables have no columns.
     """
     check("word", word, (None, None))
+    check_columns("word", word)
     check_ids("input_ids", input_ids, None, like=word)
     hidden, tokens = word.shape[1], len(input_ids)
     check_ids("token_type_ids", token_type_ids, tokens, like=word)

@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from segue.kernels.arithmetic import multiply
+from segue.kernels.arithmetic import multiply, tanh
 from segue.kernels.dependent import begin, can_prefetch, prefetch_rows
 from segue.kernels.door import check, check_out, check_vector
 from segue.kernels.launching import Cost, launch, target, unit
@@ -64,9 +64,8 @@ def _pool_kernel(
     cls_ptrs = cls_ptr + tl.minimum(row, rows - 1).to(tl.int64)[:, None] * (cls_stride * UNIT) + k[None, :]
     pooled = multiply(cls_ptrs, weight_rows + k[None, :], ROWS, COLUMNS, E, DEPTH)
     pooled += tl.load(bias_ptr + column, mask=there, other=0.0).to(tl.float32)[None, :]
-    pooled = 2.0 * tl.sigmoid(2.0 * pooled) - 1.0  # tanh
     pooled_ptrs = pooled_ptr + row.to(tl.int64)[:, None] * (pooled_stride * UNIT) + column[None, :]
-    tl.store(pooled_ptrs, pooled, mask=(row < rows)[:, None] & there[None, :])
+    tl.store(pooled_ptrs, tanh(pooled), mask=(row < rows)[:, None] & there[None, :])
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -88,11 +87,12 @@ def _classify_kernel(
     for label in range(C):
         parts = tl.zeros((ROWS, CHUNK), dtype=tl.float32)
         for i in tl.static_range(len(tiles)):
-            weight_ptrs = weight_ptr + label * (weight_stride * UNIT) + i * CHUNK + column
+            weight_ptrs = weight_ptr + i * CHUNK + column
             parts += tiles[i] * tl.load(weight_ptrs, mask=i * CHUNK + column < E, other=0.0).to(tl.float32)
         bias = tl.load(bias_ptr + label + tl.zeros((ROWS,), dtype=tl.int32)).to(tl.float32)
         logit = tl.sum(parts, axis=1) + bias
         tl.store(out_ptr + row * out_stride + label, logit.to(out_ptr.dtype.element_ty), mask=row < rows)
+        weight_ptr += weight_stride * UNIT
 
 
 def pool_classify(
@@ -105,7 +105,8 @@ def pool_classify(
     pooled: Tensor | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
-    """As `reference.pool_classify`. `out` may be float32 whatever the dtype of cls.
+    """As `reference.pool_classify`. `out` may be float32 whatever the dtype of cls; it takes `pooled` besides
+    to allocate nothing.
 
     Raises:
         ValueError: a tensor is of the wrong shape, dtype, device or stride.

@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from segue.kernels.dependent import begin
-from segue.kernels.door import check, check_out
+from segue.kernels.door import check, check_columns, check_out
 from segue.kernels.launching import Cost, launch, unit
 
 _LOG2E = tl.constexpr(1.4426950408889634)
@@ -88,8 +88,7 @@ def softmax(x: Tensor, *, out: Tensor | None = None) -> Tensor:
     """
     check("x", x, (None, None))
     rows, columns = x.shape
-    if not columns:
-        raise ValueError(f"x: expected one column or more, got shape {list(x.shape)}")
+    check_columns("x", x)
     out = check_out(out, (rows, columns), like=x)
     most, block_rows, block, warps = _configure(columns)
     step = unit(x.stride(0), out.stride(0))

@@ -92,8 +92,11 @@ def _attend_to(
         scores = tl.where((key < length)[None, :], scores, float("-inf"))
     # Scores are scaled where the maximum is subtracted, in one instruction.
     larger = tl.maximum(most, tl.max(scores, axis=1) * scale)
-    power = exp2(scores * scale - larger[:, None], PTX)
-    fade = exp2(most - larger, PTX)
+    shift = larger
+    if q.dtype != tl.float16:  # of whose products none is too large for float32
+        shift = tl.where(larger == float("-inf"), 0.0, larger)
+    power = exp2(scores * scale - shift[:, None], PTX)
+    fade = exp2(most - shift, PTX)
     total = total * fade + tl.sum(power, axis=1)
     context = tl.dot(power.to(v.dtype), v, context * fade[:, None], input_precision="ieee")
     return larger, total, context

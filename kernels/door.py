@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
-__all__ = ["check", "check_bounds", "check_ids", "check_live", "check_out", "check_reach", "check_vector"]
+__all__ = [
+    "check",
+    "check_bounds",
+    "check_columns",
+    "check_ids",
+    "check_live",
+    "check_out",
+    "check_reach",
+    "check_vector",
+]
 
 from itertools import pairwise
+from operator import index
 
 import torch
 from torch import Tensor
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 _INTEGERS = (torch.int32, torch.int64)
+_MOST = 2**31 - 2**13  # rows or columns, which kernels count in 32 bits, up to the end of a tile
 
 
 def check(name: str, x: Tensor, shape: tuple[int | None, ...], *, like: Tensor | None = None) -> None:
@@ -35,6 +46,12 @@ def check(name: str, x: Tensor, shape: tuple[int | None, ...], *, like: Tensor |
             f"{name}: requires a gradient, which kernels do not give; call under torch.no_grad(), or take "
             "segue.kernels.reference"
         )
+
+
+def check_columns(name: str, x: Tensor) -> None:
+    """Raise ValueError where a matrix has no columns, of which nothing can be said."""
+    if not x.shape[1]:
+        raise ValueError(f"{name}: expected one column or more, got shape {list(x.shape)}")
 
 
 def check_reach(name: str, x: Tensor, rows: int) -> None:
@@ -97,6 +114,10 @@ def check_bounds(cu_seqlens: Tensor, tokens: int, longest: int | None, *, like: 
     if not len(cu_seqlens):
         raise ValueError("cu_seqlens: expected a bound more than there are pairs, got none at all")
     if longest is not None:
+        try:
+            longest = index(longest)
+        except TypeError:
+            raise ValueError(f"longest: expected a whole number, got {longest!r}") from None
         if longest < 0:
             raise ValueError(f"longest: expected 0 or more, got {longest}")
         return longest
@@ -113,6 +134,8 @@ def _check_shape(name: str, x: Tensor, shape: tuple[int | None, ...]) -> None:
     ):
         wanted = ", ".join("any" if size is None else str(size) for size in shape)
         raise ValueError(f"{name}: expected shape [{wanted}], got {list(x.shape)}")
+    if max(x.shape) > _MOST:
+        raise ValueError(f"{name}: expected {_MOST} rows or columns at most, got shape {list(x.shape)}")
 
 
 def _name(dtype: torch.dtype) -> str:

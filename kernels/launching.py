@@ -8,8 +8,8 @@ from __future__ import annotations
 
 __all__ = ["INTERPRETED", "TARGETS", "Cost", "launch", "processors", "run", "target", "unit"]
 
-from contextlib import nullcontext
 from functools import cache
+from threading import Lock
 from typing import Any, NamedTuple
 
 import torch
@@ -23,6 +23,7 @@ from segue.kernels.interpreter import mend
 TARGETS = {"sm_80": 101_376, "sm_90": 232_448, "sm_100": 232_448, "gfx942": 65_536}
 _EARLY = ("sm_90", "sm_100")  # which can bring a launch in before the one before has ended
 INTERPRETED = triton.knobs.runtime.interpret  # as `triton.jit` reads it
+_interpreting = Lock()  # the interpreter has one place for the program that it is at
 if INTERPRETED:
     mend()
 
@@ -62,7 +63,7 @@ def run(
     device: torch.device,
 ) -> None:
     """The launch itself, apart so that a test can count launches and a report compile instead."""
-    with nullcontext() if INTERPRETED else torch.cuda.device(device):
+    with _interpreting if INTERPRETED else torch.cuda.device(device):
         kernel[grid](*arguments, **options)
 
 
@@ -72,7 +73,9 @@ def target(device: torch.device) -> str:
     Raises:
         ValueError: kernels do not run there.
     """
-    return "sm_80" if INTERPRETED else _target(device.type, device.index)
+    if INTERPRETED and device.type == "cpu":
+        return "sm_80"
+    return _target(device.type, device.index)
 
 
 def processors(device: torch.device) -> int:
@@ -85,8 +88,10 @@ def processors(device: torch.device) -> int:
 
 def unit(*strides: int) -> int:
     """8 where it divides every stride, else 1. Kernels get row strides in such units: of a number that it is
-    given, Triton learns only whether 16 divides it, and rows of E = 312 would be read 2 bytes at a time."""
-    return 8 if all(stride % 8 == 0 for stride in strides) else 1
+    given, Triton learns only whether 16 divides it, and rows of E = 312 would be read 2 bytes at a time.
+    Strides beyond 31 bits stay as they are: they would be put together again in as many bits as they came in.
+    """
+    return 8 if all(stride % 8 == 0 and stride < 2**31 for stride in strides) else 1
 
 
 @cache

@@ -80,7 +80,7 @@ def linear_kernel(
     k = tl.arange(0, DEPTH)
     # What lies beyond the last row or column is read from the last one again, and never written.
     read_row = tl.minimum(first_row + tl.arange(0, ROWS), rows - 1).to(tl.int64)
-    read_column = tl.minimum(first_column + tl.arange(0, COLUMNS), N - 1)
+    read_column = tl.minimum(first_column + tl.arange(0, COLUMNS), N - 1).to(tl.int64)
     x_ptrs = x_ptr + read_row[:, None] * (x_stride * UNIT) + k[None, :]
     weight_ptrs = weight_ptr + read_column[:, None] * (weight_stride * UNIT) + k[None, :]
     product = multiply(x_ptrs, weight_ptrs, ROWS, COLUMNS, K, DEPTH)

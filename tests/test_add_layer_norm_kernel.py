@@ -114,6 +114,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "dtype": ({"x": torch.zeros(4, 64, dtype=torch.float64)}, "x: expected float16, bfloat16 or float32"),
     "integers": ({"x": torch.zeros(4, 64, dtype=torch.int32)}, "x: expected float16"),
     "vector": ({"x": torch.zeros(64)}, r"x: expected shape \[any, any\], got \[64\]"),
+    "columns": ({"x": torch.zeros(4, 0)}, r"x: expected one column or more, got shape \[4, 0\]"),
     "strides": ({"x": torch.zeros(64, 4).T}, "x: expected a contiguous last axis"),
     "gradient": ({"x": torch.zeros(4, 64, requires_grad=True)}, "x: requires a gradient"),
     "weight's gradient": ({"weight": torch.zeros(64, requires_grad=True)}, "weight: requires a gradient"),

@@ -132,3 +132,14 @@ def test_what_is_wrong_is_said_before_any_launch(wrong: str) -> None:
     with launches() as made, pytest.raises(ValueError, match=f"^{message}"):
         cls_attention(**(arguments | change))
     assert not made
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_scores_beyond_float32_leave_the_others_of_their_row(dtype: torch.dtype) -> None:
+    """A block of keys whose products are all -inf, before one with some that are not."""
+    _, kv = _inputs((80,), 16, torch.float32)
+    kv[:, :16] = 0
+    kv[:64, :16] = -1e20
+    q, kv = torch.full((1, 16), 1e20).to(dtype), kv.to(dtype)
+    found = cls_attention(q, kv, _bounds((80,)), 1)
+    assert_op_as_exact(found, "cls_attention", q, kv, _bounds((80,)), 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -137,11 +138,20 @@ def test_a_pair_that_reaches_further_than_32_bits_is_refused() -> None:
         cls_attention(torch.empty(2, 48, device="meta"), far, bounds, 2, longest=16)
 
 
+def test_more_rows_than_32_bits_count_are_refused() -> None:
+    check("x", torch.empty(1).expand(2**31 - 2**13, 1), (None, None))
+    with pytest.raises(ValueError, match=r"^x: expected 2147475456 rows or columns at most"):
+        check("x", torch.empty(1).expand(2**31 - 2**13 + 1, 1), (None, None))
+
+
 def test_with_longest_the_bounds_are_trusted_and_never_read() -> None:
     like: Any = torch.zeros(4, 8, device="meta")
     unreadable = torch.empty(3, dtype=torch.int64, device="meta")
     assert check_bounds(unreadable, 4, 3, like=like) == 3
     assert check_bounds(torch.tensor([9, 1]), 4, 0, like=X) == 0
+    assert type(check_bounds(torch.tensor([0, 4]), 4, np.int64(4), like=X)) is int
+    with pytest.raises(ValueError, match=r"^longest: expected a whole number, got 4.0"):
+        check_bounds(torch.tensor([0, 4]), 4, 4.0, like=X)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"^longest: expected 0 or more, got -1"):
         check_bounds(torch.tensor([0, 4]), 4, -1, like=X)
     with pytest.raises(ValueError, match=r"^cu_seqlens: expected a bound more"):

@@ -81,6 +81,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         f"input_ids: .* on {HERE}",
     ),
     "word's dtype": ({"word": torch.zeros(90, 64, dtype=torch.float64)}, "word: expected float16"),
+    "columns": ({"word": torch.zeros(90, 0)}, "word: expected one column or more"),
     "position's width": ({"position": torch.zeros(50, 63)}, r"position: expected shape \[any, 64\]"),
     "token_type's dtype": ({"token_type": torch.zeros(2, 64).half()}, "token_type: expected float32"),
     "weight": ({"weight": torch.zeros(63)}, r"weight: expected shape \[64\]"),

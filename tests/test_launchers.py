@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -70,3 +72,65 @@ def test_with_out_it_launches_and_asks_nothing_of_pytorch(op: str, monkeypatch: 
     with _Dispatched() as dispatched:
         getattr(kernels, op)(*arguments, **{name: v for name, v in options.items() if name == "longest"})
     assert dispatched.names == ["aten.empty.memory_format"] * (1 + between)
+
+
+def _far(x: Tensor, stride: int, path: Path) -> Tensor:
+    """The same matrix with rows so far apart, in a file that is nothing but holes between them."""
+    size = (len(x) - 1) * stride + x.shape[1]
+    with path.open("wb") as file:
+        file.truncate(size * x.element_size())
+    found = torch.from_file(str(path), shared=True, size=size, dtype=x.dtype).as_strided(x.shape, (stride, 1))
+    path.unlink()
+    return found.copy_(x)
+
+
+def _filled(x: Any) -> Any:
+    if x is BOUNDS or not isinstance(x, Tensor):
+        return x
+    return torch.arange(0, 15, 3) if x is IDS else torch.randn(x.shape).half()
+
+
+@pytest.mark.parametrize("stride", [2**29, 2**31])
+@pytest.mark.parametrize(
+    ("op", "at"),
+    [
+        ("add_layer_norm", 0),
+        ("add_layer_norm", 1),
+        ("cls_attention", 0),
+        ("embed", 5),
+        ("first_rows", 0),
+        ("linear", 0),
+        ("linear", 1),
+        ("linear", 3),
+        ("pool_classify", 0),
+        ("pool_classify", 1),
+        ("pool_classify", 3),
+        ("softmax", 0),
+    ],
+)
+def test_rows_may_lie_further_apart_than_32_bits_count(op: str, at: int, stride: int, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    arguments = [_filled(x) for x in CALLS[op][0]]
+    expected = getattr(kernels, op)(*arguments)
+    arguments[at] = _far(arguments[at], stride, tmp_path / "far")
+    assert torch.equal(getattr(kernels, op)(*arguments), expected)
+
+
+def test_threads_take_turns_at_the_interpreter() -> None:
+    """It has one place for the program that it is at, and one language that it patches."""
+    torch.manual_seed(0)
+    xs = [torch.randn(rows, 16) for rows in (1, 70, 200)]
+    wrong: list[object] = []
+
+    def work(x: Tensor) -> None:
+        try:
+            wrong.extend(1 for _ in range(8) if not torch.allclose(kernels.softmax(x), torch.softmax(x, 1)))
+        except Exception as error:
+            wrong.append(error)
+
+    threads = [threading.Thread(target=work, args=(x,)) for x in xs]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []

@@ -125,6 +125,16 @@ def test_large_scores_stay_finite() -> None:
     assert_op_as_exact(found, "packed_attention", qkv, _bounds((40,)), 1)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_scores_beyond_float32_leave_the_others_of_their_row(dtype: torch.dtype) -> None:
+    """A block of keys whose products are all -inf, before one with some that are not."""
+    q, k = torch.full((80, 16), 1e20), torch.zeros(80, 16)
+    k[:64] = -1e20
+    qkv = torch.cat([q, k, _qkv(80, 16, torch.float32)[:, 32:]], dim=1).to(dtype)
+    found = packed_attention(qkv, _bounds((80,)), 1)
+    assert_op_as_exact(found, "packed_attention", qkv, _bounds((80,)), 1)
+
+
 @settings(max_examples=15, deadline=None, derandomize=True)
 @given(
     lengths=st.lists(st.integers(0, 70), min_size=1, max_size=5),

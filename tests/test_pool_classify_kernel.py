@@ -100,6 +100,14 @@ def test_large_values_saturate() -> None:
     assert_op_as_exact(found, "pool_classify", 100 * cls, 100 * pooler, *rest)
 
 
+@pytest.mark.parametrize("scale", [1.0, 0.3, 0.1, 1e-2, 1e-4])
+def test_small_values_keep_their_digits(scale: float) -> None:
+    """Of a tanh made from a sigmoid little would be left."""
+    cls, pooler, pooler_bias, classifier, classifier_bias = _inputs(5, 64, 2)
+    arguments = cls, pooler * scale, pooler_bias * scale, classifier / scale, classifier_bias
+    assert_op_as_exact(pool_classify(*arguments), "pool_classify", *arguments)
+
+
 def test_no_pairs_launch_nothing() -> None:
     with launches() as made:
         assert pool_classify(*_inputs(0, 64, 2)).shape == (0, 2)
