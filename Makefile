@@ -1,4 +1,5 @@
-# Every target sets up what it needs in .venv; a machine needs Python 3.11 or newer, pip and make.
+# Every target sets up what it needs in .venv; a machine needs Python 3.11 or newer, pip and make, and for `model`
+# apt-get and dpkg-deb besides.
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt

@@ -1,4 +1,5 @@
-"""What a user could take instead: the same pairs and weights, in float16, each at its best batch size.
+"""What a user could take instead: the same pairs and weights, in float16, each at the best of some
+batch sizes.
 
 All get batches that are ready on the host, and give logits there. The first pairs of every workload are held
 against float64, by the rule of the tests: a peer that scores something else is not timed. Sides take turns.
@@ -28,7 +29,7 @@ from segue.batching import PackedBatch
 
 __all__ = ["compare_peers"]
 
-_PADDED = (32, 128, 512)  # pairs of a padded batch
+_PADDED = (32, 128, 512, 2048)  # pairs of a padded batch
 _CHECKED = 48  # pairs held against float64
 _COMPILING = 30  # seconds without which no module is compiled
 Scorer = Callable[[], np.ndarray]
@@ -91,7 +92,7 @@ def _scorers(run: Run, work: Work, model: str, half: Any, whole: PackedBatch) ->
         )
     for name, attend in attentions(work.smoke).items():
         peer = PackedPeer(half, attend)
-        for tokens in work.budgets[1:3]:
+        for tokens in work.budgets[1:]:
             rows, batches = batches_of(whole, tokens)
             yield f"{name}, packed @ {tokens} tokens", lambda p=peer, r=rows, b=batches: p.score(r, b)
             if work.device.type == "cuda":

@@ -41,7 +41,7 @@ FILE = DEFAULT_MODEL / "tokenizer.json"
 LIMIT, BATCH_TOKENS = 512, 8192
 SIZES = (32, 256, 1024)  # pairs that transformers is given at once
 OURS = "segue, other pairs seen before"
-ABOUT = """`python bench/host.py --write`. Ids and segment ids of every pair are the same in all ways.
+ABOUT = """`{command}`. Ids and segment ids of every pair are the same in all ways.
 transformers makes padded arrays of a batch, as models take them; tokenizers alone is asked for ids and
 segment ids of all pairs, end to end. segue numbers sentences, looks their words up, in the vocabulary too
 once 8,192 were new, has the other new ones tokenised, plans batches of 8,192 tokens and packs them. Tokens
@@ -212,7 +212,10 @@ def _parts(pairs: Pairs, encoder: PairEncoder) -> dict[str, float]:
 
 
 def _lines(report: dict[str, Any], arguments: argparse.Namespace) -> list[str]:
-    lines = [f"# From text to packed batches, on {arguments.threads} CPU cores", "", ABOUT]
+    texts = "".join(f" {file.name}" for file in arguments.text or ())
+    command = f"python bench/host.py{' --text' if texts else ''}{texts} --write"
+    lines = [f"# From text to packed batches, on {arguments.threads} CPU cores", ""]
+    lines.append(ABOUT.format(command=command))
     for source, works in report.items():
         lines += ["", f"## {source}"]
         for name, found in works.items():

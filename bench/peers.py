@@ -10,7 +10,7 @@ starting with another. A peer that cannot be installed or loaded is listed with 
 something else is refused. Nothing is asked of a model hub.
 
 `--write` puts JSON (every round), Markdown and a picture into bench/results. `--smoke` runs two peers on a
-tiny model and few pairs: it shows that the parts fit, and no figure of it means anything.
+tiny model: with few --pairs and --rounds it shows that the parts fit, and no figure of it means anything.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 `peer(checkpoint, threads, order)` imports its library, loads, and returns `score(pairs, batch)`, which gives
 the logistic function of the model's only logit for each pair, in the order given. `order` is "sorted" (by
 tokens, longest first) or "given", where the peer's library leaves the choice. All of a call counts:
-tokenising, batching, padding, computing. No default of a library is changed but the number of threads and, in
-OpenVINO, the precision, which is float32 for all.
+tokenising, batching, padding, computing. No default of a library is changed but the number of threads, the
+tokens that a pair may have, and in OpenVINO the precision, float32 for all, and that throughput counts.
 """
 
 from __future__ import annotations

@@ -145,7 +145,10 @@ def _gpu(results: Path) -> str:
     measured = {file: r for file, r in found.items() if "sections" in r and not r["smoke"]}
     if not measured:
         return "\n".join(
-            [*lines, "No figures yet: `python bench/gpu.py`, where there is one, writes them here."]
+            [
+                *lines,
+                "No figures yet: `python bench/gpu.py` makes them, and `--write` lists them.",
+            ]
         )
     lines += ["| GPU | model | workload | tokens a batch | settings | pairs/s |", "|---|---|---|---|---|---|"]
     for file, record in measured.items():

@@ -61,7 +61,7 @@ def _place(part: str, names: list[str], where: str, *, numbered: bool) -> int:
         raise InputError(f"{where}: {names.count(part)} columns are called {part!r}: give a number")
     if part and part in names:
         return names.index(part)
-    if numbered and part.isdecimal() and 1 <= int(part) <= len(names):
+    if numbered and part.isdecimal() and len(part) < 10 and 1 <= int(part) <= len(names):
         return int(part) - 1
     there = ", ".join(names) if any(names) else f"{counted(len(names))} without names"
     raise InputError(f"{where}: no column {part!r}: there are {there}")

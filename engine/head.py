@@ -28,7 +28,7 @@ def positive_column(head: Head) -> int:
     if head.positive is None:
         raise InputError(
             f"this model has the labels {', '.join(head.labels)} and none is declared positive: "
-            "use `predict` for all of them, or export again with `segue export --positive LABEL`"
+            "use `predict`, `segue score --all-labels`, or export again with `segue export --positive LABEL`"
         )
     return head.positive
 

@@ -145,8 +145,8 @@ def _positive(name: str, text: str) -> float:
 
 
 def _whole(name: str, text: str, least: int) -> int:
-    if not (text.isascii() and text.isdecimal()) or int(text) < least:
-        raise InputError(f"{name}: expected a whole number from {least}, got {text!r}")
+    if not (text.isascii() and text.isdecimal() and len(text) < 19) or int(text) < least:
+        raise InputError(f"{name}: expected a whole number from {least}, got {text[:40]!r}")
     return int(text)
 
 
