@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import signal
 import sys
 import threading
@@ -25,7 +26,7 @@ __all__ = ["main"]
 
 _TABLES = """\
 tables (UTF-8):
-  The format follows the file's ending: .tsv, .txt or none, .csv, .jsonl or .ndjson.
+  The format follows the file's ending: .tsv, .tab, .txt or none, .csv, .jsonl or .ndjson.
   TSV    columns between tabs; nothing is quoted, so no text can hold a tab or a line break
   CSV    with a header; quoted fields may hold commas, quotes and line breaks
   JSONL  an object or an array a line
@@ -49,6 +50,8 @@ _CODES = "exit codes: 0 all done, 1 failed, 2 bad usage or input"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command in `argv`, by default the process's own arguments, and return its exit code."""
+    if sys.stderr is None:  # closed: what is written there goes nowhere
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     try:
         with _stoppable():
             arguments = _parse(list(sys.argv[1:] if argv is None else argv))

@@ -1,10 +1,10 @@
 """Words to token ids: each is tokenised when it is new and remembered, within bounds.
 
 BERT's tokenizers never look across a space, so the ids of a text are those of its words, end to end, and a
-lookup costs a twentieth of tokenising. A plain word that is in the vocabulary as a whole, with or without a
-mark at its end, needs no tokenizer at all. What is remembered depends on the word alone, so any number of
-threads may use it at once. Where a tokenizer does look across spaces, whole sentences take the place of
-words. Knows nothing about pairs.
+lookup costs a twentieth of tokenising. Once thousands of words were new, a plain one that is in the
+vocabulary as a whole, with or without a mark at its end, needs no tokenizer at all. What is remembered
+depends on the word alone, so any number of threads may use it at once. Where a tokenizer does look across
+spaces, whole sentences take the place of words. Knows nothing about pairs.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ _SENTENCES_AT_ONCE = 1024  # bounds the lists of their words, and how far room i
 _RUN = 64  # new words to a text: its own costs, 4 us, are as much as those of a word
 _TEXTS = 256  # to a call, for the tokenizer's threads to share out; bounds its objects, some 70 bytes a token
 _WORTH = 8192  # new words, from which on it pays to have read the vocabulary: 20 ms and 5 MB
-_REMEMBERED = 1 << 18  # characters, and 16 more a word: of prose some 11,000 words, twice, in 3 MB
+_REMEMBERED = 1 << 18  # characters, and _EACH more a word: of prose some 11,000 words, twice, in 3 MB
+_EACH = 16
 
 
 def _word_by_word(tokenizer: Tokenizer) -> bool:
@@ -58,6 +59,17 @@ def _whole_words(tokenizer: Tokenizer) -> dict[str, bytes]:
 
 def _plain(word: str) -> bool:
     return word.isascii() and word.isalnum()
+
+
+def _newest(known: dict[str, bytes]) -> dict[str, bytes]:
+    """As many words as may be remembered, of a text that had far more."""
+    kept, room = {}, _REMEMBERED
+    for word in reversed(known):
+        room -= len(word) + _EACH
+        if room < 0:
+            break
+        kept[word] = known[word]
+    return kept
 
 
 def _spelt(sentences: list[str], splits: int, known: dict[str, bytes]) -> list[bytes]:
@@ -100,10 +112,11 @@ class Words:
                 # Not `older` again: it may have grown since, as another thread's `known`.
                 rest = self._look_up([word for word in new if word not in known], known)
                 self._learn(rest, known, _RUN if splits else 1)
-                self._room -= sum(map(len, new)) + 16 * len(new)
+                self._room -= sum(map(len, new)) + _EACH * len(new)
                 rows += _spelt(some, splits, known)
                 if self._room < 0:
-                    older, known = known, dict(self._whole or ())
+                    older = known if self._room > -_REMEMBERED else _newest(known)
+                    known = dict(self._whole or ())
                     self._older, self._known, self._room = older, known, _REMEMBERED
         starts = np.zeros(len(rows) + 1, dtype=np.int64)
         np.cumsum(np.fromiter(map(len, rows), dtype=np.int64, count=len(rows)) // 4, out=starts[1:])

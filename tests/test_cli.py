@@ -322,6 +322,12 @@ def test_a_stream_that_is_closed_is_named(bundle: Path, redirection: str, name: 
     assert (done.returncode, done.stderr) == (2, f"segue: {name}: is closed\n".encode())
 
 
+def test_without_a_stderr_pairs_are_scored(bundle: Path) -> None:
+    command = f'"{sys.executable}" -m segue score --model "{bundle}" 2>&-'
+    done = subprocess.run(["sh", "-c", command], input=TSV, capture_output=True, check=False)
+    assert (done.returncode, len(done.stdout.splitlines())) == (0, len(TSV.splitlines()))
+
+
 def test_what_a_row_holds_besides_its_texts_counts_against_the_memory(score: Run, monkeypatch: Any) -> None:
     """Rows of a million characters that are not scored: no more than eight million are held."""
     sizes: list[int] = []

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import segue.words
 from segue import BundleError, InputError
 from segue.batching import pack
 from segue.encoded import truncated_lengths
@@ -311,6 +312,15 @@ def test_what_is_remembered_is_bounded(fresh):
     words._room = 0
     fresh.encode([("a", "man")])
     assert sorted(words._older) == ["a", "man", "store", "the"]  # and what was not asked for since is gone
+
+
+def test_of_one_text_with_far_more_words_only_some_are_remembered(fresh, monkeypatch):
+    monkeypatch.setattr(segue.words, "_REMEMBERED", 400)
+    fresh._words._room = 400  # for 20 of them
+    fresh.encode([(" ".join(f"{i}th" for i in range(10, 90)), "")])
+    assert len(fresh._words._older) == 20
+    fresh.encode([("x" * 1000, "")])
+    assert not fresh._words._older
 
 
 def test_threads_share_what_is_remembered(fresh, make_checkpoint):

@@ -157,7 +157,7 @@ def _shown(batches: Iterable[Ints], pairs: int) -> Iterator[Ints]:
     """Yield the batches while a bar on stderr counts their pairs."""
     from tqdm import tqdm  # 20 ms that most calls need not pay
 
-    with tqdm(total=pairs, unit="pair", leave=False) as bar:
+    with tqdm(total=pairs, unit="pair", leave=False, disable=sys.stderr is None) as bar:
         for rows in batches:
             yield rows
             bar.update(len(rows))

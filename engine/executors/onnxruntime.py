@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -9,6 +11,7 @@ from itertools import chain, islice
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 import numpy as np
 import onnxruntime
@@ -29,6 +32,18 @@ _CUDA, _CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 _TOKENS_A_THREAD, _FEWEST_TOKENS, _MOST_TOKENS = 256, 512, 2048
 _MANY = 4  # batches a thread from which on they run side by side
 _CLOSED = "this engine is closed"
+_sessions: WeakSet[Any] = WeakSet()  # those of this process
+
+
+def _let_none_end() -> None:
+    """In a process that was forked: a session waits, as it ends, for threads that stayed behind, and so would
+    the process, for ever. They end with the process only, and nobody waits for them then."""
+    for session in _sessions:
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(session))
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_none_end)
 
 
 class OnnxRuntimeExecutor:
@@ -104,7 +119,7 @@ class OnnxRuntimeExecutor:
         batches = iter(batches)
         first = list(islice(batches, _MANY * self.threads if self._another else 0))
         if self._another and len(first) == _MANY * self.threads:
-            yield from self._side_by_side(chain(first, batches))
+            yield from self._side_by_side(session, chain(first, batches))
         else:
             yield from (self._logits(session, batch) for batch in chain(first, batches))
 
@@ -122,18 +137,23 @@ class OnnxRuntimeExecutor:
         if pool:
             pool.shutdown()
 
-    def _side_by_side(self, batches: Iterable[PackedBatch]) -> Iterator[NDArray[np.float32]]:
-        """Yield the logits of each batch, in order; at most twice as many as there are threads are begun."""
-        session, pool = self._open_single()
+    def _side_by_side(self, shared: Any, batches: Iterable[PackedBatch]) -> Iterator[NDArray[np.float32]]:
+        """Yield the logits of each batch, in order; at most twice as many as there are threads are begun.
+
+        As the process ends, nothing more starts in other threads: then they run one by one in `shared`.
+        """
         begun: deque[Future[NDArray[np.float32]]] = deque()
         try:
             for batch in batches:
                 try:
+                    session, pool = self._open_single()
                     begun.append(pool.submit(self._logits, session, batch))
-                except RuntimeError as error:
-                    if self._pool is pool:
-                        raise
-                    raise SegueError(_CLOSED) from error  # which shut the pool down
+                except RuntimeError:
+                    while begun:
+                        yield begun.popleft().result()
+                    if self._another is None:  # closed, which shut the pool down
+                        raise SegueError(_CLOSED) from None
+                    yield self._logits(shared, batch)
                 if len(begun) == 2 * self.threads:
                     yield begun.popleft().result()
             while begun:
@@ -199,10 +219,12 @@ def _session(model: Path, providers: list[Any], threads: int) -> Any:
     options.enable_mem_pattern = False
     options.log_severity_level = 3  # errors; what a warning would say is checked and raised here
     try:
-        str(model).encode()
-    except UnicodeEncodeError as error:
+        name = os.fsencode(model).decode()  # whatever Python takes the system's names for
+    except UnicodeDecodeError as error:
         raise BundleError(f"{model}: the name is not UTF-8, and ONNX Runtime opens no such file") from error
     try:
-        return onnxruntime.InferenceSession(str(model), options, providers=providers)
+        session = onnxruntime.InferenceSession(name, options, providers=providers)
     except Exception as error:  # as in `run`
         raise BundleError(f"{model}: ONNX Runtime cannot load it: {error}") from error
+    _sessions.add(session)
+    return session
