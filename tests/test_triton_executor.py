@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -499,6 +500,14 @@ def test_a_weight_that_the_precision_cannot_hold_is_refused_by_name(bundle, monk
     open_triton(bundle, "bfloat16").close()
 
 
+def test_what_cannot_be_had_is_said_once(bundle, monkeypatch):
+    monkeypatch.setattr(
+        triton_executor, "read_plan", _failing(ExecutorUnavailable("executor='triton': no stream"))
+    )
+    with pytest.raises(ExecutorUnavailable, match=r"^executor='triton': no stream$"):
+        open_triton(bundle)
+
+
 def test_what_does_not_fit_on_the_device_cannot_be_had(bundle, monkeypatch):
     monkeypatch.setattr(torch, "empty", _failing(torch.OutOfMemoryError("tried to allocate 2 GiB")))
     with pytest.raises(ExecutorUnavailable, match="has not the memory for this model and max_batch_tokens"):
@@ -524,6 +533,16 @@ def test_a_closed_executor_gives_its_memory_back_and_says_so(executor):
         run(executor, packed([5]))
     with pytest.raises(SegueError, match="closed"):
         list(executor.warm_up())
+
+
+def test_a_closed_executor_lets_go_of_its_stream(executor, monkeypatch):
+    """And of the memory, with no capture under way."""
+    emptied = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(triton_device._capturing.locked()))
+    executor._stream = executor._results._stream = SimpleNamespace(synchronize=lambda: None)
+    executor.close()
+    assert executor._stream is executor._results._stream is None
+    assert emptied == [True]
 
 
 # The engine on it

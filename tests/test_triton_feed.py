@@ -147,3 +147,9 @@ def test_closed_it_holds_nothing(feed):
     feed.close()
     assert feed.numbers.numel() == 0
     assert not feed._slots
+
+
+def test_a_closed_feed_lets_go_of_its_streams(feed: Feed) -> None:
+    assert feed._stream
+    feed.close()
+    assert feed._stream is feed._copies is None

@@ -22,7 +22,15 @@ from segue.batching import PackedBatch
 from segue.errors import ExecutorUnavailable, InputError, SegueError
 from segue.executors.triton_buckets import Bucket, bucket_of, buckets
 from segue.executors.triton_compiles import warm, watch
-from segue.executors.triton_device import Guard, choose, drop, own_stream, ran_out_of_memory, record
+from segue.executors.triton_device import (
+    Guard,
+    choose,
+    drop,
+    give_back,
+    own_stream,
+    ran_out_of_memory,
+    record,
+)
 from segue.executors.triton_launches import Launches
 from segue.executors.triton_plan import Plan, read_plan
 from segue.executors.triton_products import LIBRARY_ROWS
@@ -126,6 +134,8 @@ class TritonExecutor:
             raise ExecutorUnavailable(
                 f"executor='triton': {chosen} has not the memory for this model and max_batch_tokens: {error}"
             ) from error
+        except ExecutorUnavailable:
+            raise
         except (ValueError, RuntimeError) as error:
             raise ExecutorUnavailable(f"executor='triton', device={str(chosen)!r}: {error}") from error
 
@@ -183,9 +193,9 @@ class TritonExecutor:
             drop(self._graphs)
             self._launches.close()
             self._results.close()
-            with suppress(RuntimeError):  # nor does it take anything back
-                if self._stream:
-                    torch.cuda.empty_cache()
+            if self._stream:
+                give_back()
+            self._stream = None  # for another engine
 
     def _start(self, batch: PackedBatch) -> Callable[[], _Logits]:
         """Send a batch on its way; what is returned waits for its logits."""

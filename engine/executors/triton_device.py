@@ -15,7 +15,7 @@ import torch
 from segue.errors import ExecutorUnavailable, SegueError
 from segue.kernels.launching import INTERPRETED, target
 
-__all__ = ["Guard", "choose", "drop", "own_stream", "ran_out_of_memory", "record", "works"]
+__all__ = ["Guard", "choose", "drop", "give_back", "own_stream", "ran_out_of_memory", "record", "works"]
 
 _capturing = Lock()  # PyTorch keeps one random state a device, which is to know of one capture at a time
 _failed: list[Any] = []  # graphs whose capture failed: PyTorch may go on asking them what memory is theirs
@@ -92,8 +92,8 @@ def record(launch: Callable[[], None], *, pool: Any) -> torch.cuda.CUDAGraph:
     graph = torch.cuda.CUDAGraph()
     with _capturing, _uncollected():
         try:
-            graph.capture_begin(pool=pool, capture_error_mode="thread_local")
             try:
+                graph.capture_begin(pool=pool, capture_error_mode="thread_local")
                 launch()
             except BaseException:
                 with suppress(RuntimeError):  # the first error is the one to tell
@@ -110,6 +110,13 @@ def drop(graphs: dict[Any, Any]) -> None:
     """Give back what the graphs hold, not while another is captured."""
     with _capturing:
         graphs.clear()
+
+
+def give_back() -> None:
+    """Give the device back what PyTorch keeps of its memory, not while a graph is captured: it would keep it
+    then."""
+    with _capturing, suppress(RuntimeError):  # a device that is lost takes nothing back
+        torch.cuda.empty_cache()
 
 
 def ran_out_of_memory(error: Exception) -> bool:

@@ -17,7 +17,7 @@ from segue.executors.triton_plan import INPUTS, PAIRS, TOKENS
 
 __all__ = ["Feed"]
 
-_SLOTS = 2  # one batch is computed, the next is on its way
+_SLOTS = 2  # one batch is computed, the next is on its way; they take turns
 
 
 @dataclass
@@ -54,8 +54,8 @@ class Feed:
             _fill(self.numbers, batch, sizes)
             return
         _, size = arrange_numbers(sizes.tokens, sizes.pairs)
-        slot = self._slots[0]
-        self._slots.append(self._slots.pop(0))
+        self._slots.reverse()  # in one step, for whoever is interrupted here
+        slot = self._slots[-1]
         if slot.arrived is not None:
             slot.arrived.synchronize()  # long ago; else the host would overwrite what is being copied
         _fill(slot.host, batch, sizes)
@@ -75,6 +75,7 @@ class Feed:
     def close(self) -> None:
         """Give the memory back."""
         self._slots.clear()
+        self._stream = self._copies = None
         self.numbers = torch.empty(0)
 
 

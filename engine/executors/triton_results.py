@@ -46,6 +46,7 @@ class Results:
     def close(self) -> None:
         """Give the memory back."""
         self._free.clear()
+        self._stream = None
 
     def _take(self) -> Tensor:
         try:
