@@ -141,8 +141,16 @@ def read_bundle(folder: Path) -> Manifest:
     """Read and check the bundle in `folder`: segue.json, then every file it names.
 
     Raises:
-        BundleError: something is missing, unknown, altered, of a newer format, or points outside the folder.
+        BundleError: something is missing, unknown, altered, unreadable, of a newer format, or points outside
+            the folder.
     """
+    try:
+        return _read_bundle(folder)
+    except OSError as error:
+        raise BundleError(f"{error.filename or folder}: {error.strerror}") from error
+
+
+def _read_bundle(folder: Path) -> Manifest:
     manifest = _read_manifest(folder)
     for name in (MODEL, TOKENIZER):
         if name not in manifest.files:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from segue import __version__
 from segue.bundle import MANIFEST
@@ -12,12 +14,21 @@ from segue.errors import BundleError, ExecutorUnavailable, SegueError
 
 __all__ = ["cache_folder", "exported"]
 
+_NAME_BYTES = 100  # of the checkpoint's name in the bundle's: file systems take 255, and more is added
+
 
 def cache_folder() -> Path:
-    """Return the folder of exported checkpoints: SEGUE_CACHE, or `segue` in the user's cache folder."""
+    """Return the folder of exported checkpoints: SEGUE_CACHE, or `segue` in the user's cache folder.
+
+    Raises:
+        SegueError: the user has no home.
+    """
     if named := os.environ.get("SEGUE_CACHE"):
         return Path(named)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "segue"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "segue"
+    except RuntimeError as error:
+        raise _no_place("~/.cache", "there is no home folder") from error
 
 
 def exported(checkpoint: Path) -> Path:
@@ -28,16 +39,18 @@ def exported(checkpoint: Path) -> Path:
 
     Raises:
         ExecutorUnavailable: the packages that exporting needs are missing.
-        BundleError: the checkpoint cannot be exported exactly.
-        SegueError: the cache's folder cannot be made.
+        BundleError: the checkpoint cannot be read, or not exported exactly.
+        SegueError: the cache's folder cannot be made or written to.
     """
-    state = hashlib.sha256(f"{__version__} {checkpoint.resolve()}".encode())
-    for path in sorted(path for path in checkpoint.iterdir() if path.is_file()):
-        status = path.stat()
-        state.update(f"{path.name} {status.st_size} {status.st_mtime_ns}".encode())
-    bundle = cache_folder() / f"{checkpoint.resolve().name}-{state.hexdigest()[:16]}"
-    if (bundle / MANIFEST).is_file():
-        return bundle
+    folder = cache_folder()
+    bundle = folder / f"{_name(checkpoint)}-{_state(checkpoint)}"
+    try:
+        if (bundle / MANIFEST).is_file():
+            return bundle
+        folder.mkdir(parents=True, exist_ok=True)
+        TemporaryDirectory(dir=folder).cleanup()  # for a folder that is there but takes nothing
+    except OSError as error:
+        raise _no_place(folder, error.strerror) from error
     try:
         from segue.export import export_checkpoint
     except ImportError as error:
@@ -46,15 +59,33 @@ def exported(checkpoint: Path) -> Path:
             "pip install 'segue[export]'"
         ) from error
     try:
-        bundle.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SegueError(
-            f"{bundle.parent}: no place for exported checkpoints ({error.strerror}): "
-            "the environment variable SEGUE_CACHE may name another folder"
-        ) from error
-    try:
         export_checkpoint(checkpoint, bundle)
     except BundleError:
-        if not (bundle / MANIFEST).is_file():  # else another process exported it meanwhile: theirs will do
+        if not (bundle / MANIFEST).is_file():  # else another exported it meanwhile: that one serves
             raise
     return bundle
+
+
+def _name(checkpoint: Path) -> str:
+    """Return the folder's name as far as it is text and not too long."""
+    encoding = sys.getfilesystemencoding()
+    name = checkpoint.resolve().name.encode(encoding, errors="ignore")
+    return name[:_NAME_BYTES].decode(encoding, errors="ignore")
+
+
+def _state(checkpoint: Path) -> str:
+    state = hashlib.sha256(os.fsencode(f"{__version__} {checkpoint.resolve()}"))
+    try:
+        for path in sorted(path for path in checkpoint.iterdir() if path.is_file()):
+            status = path.stat()
+            state.update(os.fsencode(f"{path.name} {status.st_size} {status.st_mtime_ns}"))
+    except OSError as error:
+        raise BundleError(f"{checkpoint}: {error.strerror}") from error
+    return state.hexdigest()[:16]
+
+
+def _no_place(folder: Path | str, reason: str | None) -> SegueError:
+    return SegueError(
+        f"{folder}: no place for exported checkpoints ({reason}): "
+        "the environment variable SEGUE_CACHE may name another folder"
+    )

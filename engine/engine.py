@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +32,7 @@ DEFAULT_MODEL = Path(__file__).parent / "models" / "nsp-minilm"
 # take more memory than all the rest.
 _GRID_SLACK = 2
 _GRID_SCORES = 2048
+_MOST_TOKENS = 2**31 - 1  # of a batch, which executors count in 32 bits
 _MOST_THREADS = 1024  # beyond what a machine has, they only take memory: a hundred thousand took 16 GB
 _SENTENCES = 1024  # encoded first, and later twice as many, while what was encoded before runs on a device
 
@@ -66,7 +68,7 @@ class Engine:
         batch_invariant: bool = True,
         threads: int | None = None,
         max_batch_tokens: int | None = None,
-    ) -> Engine:
+    ) -> Self:
         """Load a bundle, a Hugging Face BERT checkpoint folder, or the NSP model that ships with segue.
 
         Args:
@@ -96,7 +98,7 @@ class Engine:
         if not isinstance(batch_invariant, bool):
             raise InputError(f"batch_invariant: expected True or False, got {batch_invariant!r}")
         threads = _positive("threads", threads, available_threads(), most=_MOST_THREADS)
-        batch_tokens = _positive("max_batch_tokens", max_batch_tokens, 0) or None
+        batch_tokens = _positive("max_batch_tokens", max_batch_tokens, 0, most=_MOST_TOKENS) or None
         bundle = _bundle_folder(path)
         manifest = read_bundle(bundle)
         if manifest.layout != "packed":
@@ -276,14 +278,14 @@ class Engine:
         self._closed = True
         self._executor.close()
 
-    def __enter__(self) -> Engine:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
     def __reduce__(self) -> tuple[Any, tuple[()]]:
-        return partial(Engine.load, **self._arguments), ()
+        return partial(type(self).load, **self._arguments), ()
 
     def __repr__(self) -> str:
         return f"<segue.Engine {self._path.name} on {self._executor.device} by {self._executor.name}>"
@@ -368,7 +370,7 @@ def _counted(steps: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
     """Yield the steps while a bar on stderr counts them."""
     from tqdm import tqdm
 
-    with tqdm(unit="step", desc="warm-up", leave=False) as bar:
+    with tqdm(unit="step", desc="warm-up", leave=False, disable=sys.stderr is None) as bar:
         for done, count in steps:
             bar.total = count
             bar.update(done - bar.n)
@@ -379,11 +381,15 @@ def _bundle_folder(path: str | os.PathLike[str] | None) -> Path:
     if not isinstance(path, str | os.PathLike | None):
         raise InputError(f"path: expected a folder's name or None, got {path!r}")
     folder = DEFAULT_MODEL if path is None else Path(path)
-    if (folder / MANIFEST).is_file():
-        return folder.resolve()
-    if not folder.is_dir():
-        raise BundleError(f"{folder}: no such folder")
-    if (folder / "config.json").is_file():
+    try:
+        if (folder / MANIFEST).is_file():
+            return folder.resolve()
+        if not folder.is_dir():
+            raise BundleError(f"{folder}: no such folder")
+        checkpoint = (folder / "config.json").is_file()
+    except OSError as error:  # a name that is too long, a folder that may not be entered
+        raise BundleError(f"{folder}: {error.strerror}") from error
+    if checkpoint:
         from segue.cache import exported
 
         return exported(folder)

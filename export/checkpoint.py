@@ -36,6 +36,8 @@ _SUPPORTED: dict[str, tuple[Any, ...]] = {
 # What a checkpoint may hold besides, without changing a score: the masked language model's head, and a list
 # of positions that old versions stored.
 _HARMLESS = ("cls.predictions.", "bert.embeddings.position_ids")
+_MOST = 2**24  # of a size: two of them and four bytes are far from the 2**63 at which PyTorch fails
+_MOST_LAYERS = 1000  # each is built, in a millisecond, before its weights are looked for
 
 _LAYER = {
     "attention_output": "attention.output.dense",
@@ -66,7 +68,7 @@ def read_checkpoint(folder: Path, *, head: str | None = None, positive: str | No
         InputError: `head` or `positive` does not fit the checkpoint.
     """
     path = folder / "config.json"
-    config = _config(path)
+    config, library = _config(path), _library(folder)
     try:
         _check_supported(config)
         architecture = _architecture(config)
@@ -75,8 +77,8 @@ def read_checkpoint(folder: Path, *, head: str | None = None, positive: str | No
             architecture=architecture,
             dimensions=_dimensions(config),
             eps=_eps(config),
-            head=choose_head(config, architecture, head=head, positive=positive),
-            activation_fn=activation_fn(config),
+            head=choose_head(config, architecture, library=library, head=head, positive=positive),
+            activation_fn=activation_fn(config, library),
         )
     except BundleError as error:
         raise BundleError(f"{path}: {error}") from error
@@ -118,11 +120,22 @@ def read_dimensions(folder: Path) -> Dimensions:
         raise BundleError(f"{path}: {error}") from error
 
 
+def _library(folder: Path) -> dict[str, Any]:
+    """What sentence-transformers says of a cross-encoder, in a file of its own since version 5."""
+    path = folder / "config_sentence_transformers.json"
+    found = read_object(path) if path.is_file() else {}
+    if found.get("default_prompt_name") is not None:
+        raise BundleError(f"{path}: default_prompt_name: segue puts no prompt before a text")
+    return found
+
+
 def _config(path: Path) -> dict[str, Any]:
     try:
         return read_object(path)
-    except OSError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise BundleError(f"{path.parent}: no config.json: not a Hugging Face checkpoint folder") from error
+    except OSError as error:
+        raise BundleError(f"{path}: not readable: {error.strerror}") from error
 
 
 def _check_supported(config: dict[str, Any]) -> None:
@@ -141,7 +154,7 @@ def _architecture(config: dict[str, Any]) -> str:
 
 def _dimensions(config: dict[str, Any]) -> Dimensions:
     dimensions = Dimensions(
-        layers=_integer(config, "num_hidden_layers"),
+        layers=_integer(config, "num_hidden_layers", most=_MOST_LAYERS),
         hidden_size=_integer(config, "hidden_size"),
         heads=_integer(config, "num_attention_heads"),
         intermediate_size=_integer(config, "intermediate_size"),
@@ -162,10 +175,10 @@ def _dimensions(config: dict[str, Any]) -> Dimensions:
     return dimensions
 
 
-def _integer(config: dict[str, Any], key: str) -> int:
+def _integer(config: dict[str, Any], key: str, *, most: int = _MOST) -> int:
     found = config.get(key)
-    if type(found) is not int or found < 1:
-        raise BundleError(f"{key}: expected an integer from 1, got {found!r}")
+    if type(found) is not int or not 1 <= found <= most:
+        raise BundleError(f"{key}: expected an integer from 1 to {most}, got {found!r}")
     return found
 
 
@@ -183,26 +196,30 @@ def _translate(
     left = {name: tensor for name, tensor in stored.items() if not name.startswith(_HARMLESS)}
     state = {}
     for name, like in wanted.items():
-        parts = []
-        for source in _sources(name, checkpoint):
-            if source not in left:
-                raise BundleError(f"weights: {source} is missing")
-            parts.append(left.pop(source))
-        if not all(part.dtype.is_floating_point for part in parts):
-            raise BundleError(f"weights: {source}: expected floating point, got {parts[-1].dtype}")
-        rows = like.shape[0] // len(parts)
-        for part in parts:
-            if part.shape != (rows, *like.shape[1:]):
-                raise BundleError(
-                    f"weights: {source}: expected the shape {[rows, *like.shape[1:]]} by config.json, "
-                    f"got {list(part.shape)}"
-                )
-        state[name] = torch.cat(parts).float() if len(parts) > 1 else parts[0].float()
-        if not state[name].isfinite().all():
-            raise BundleError(f"weights: {source} holds values that are not finite")
+        sources = _sources(name, checkpoint)
+        shape = [like.shape[0] // len(sources), *like.shape[1:]]
+        parts = [_take(left, source, shape) for source in sources]
+        state[name] = torch.cat(parts) if len(parts) > 1 else parts[0]
     if left:
         raise BundleError(f"weights: unknown: {', '.join(sorted(left)[:5])}")
     return state
+
+
+def _take(left: dict[str, Tensor], source: str, shape: list[int]) -> Tensor:
+    """Return a weight in float32, and take it from those that are left."""
+    if source not in left:
+        raise BundleError(f"weights: {source} is missing")
+    stored = left.pop(source)
+    if not stored.dtype.is_floating_point:
+        raise BundleError(f"weights: {source}: expected floating point, got {stored.dtype}")
+    if list(stored.shape) != shape:
+        raise BundleError(
+            f"weights: {source}: expected the shape {shape} by config.json, got {list(stored.shape)}"
+        )
+    weight = stored.float()
+    if not weight.isfinite().all():
+        raise BundleError(f"weights: {source} holds values that are not finite")
+    return weight
 
 
 def _sources(name: str, checkpoint: Checkpoint) -> list[str]:

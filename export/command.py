@@ -44,9 +44,10 @@ def run(arguments: argparse.Namespace) -> int:
     """
     from segue.export.publish import export_checkpoint
 
+    out = arguments.out.absolute()  # the current folder, if that is it, is another one afterwards
     manifest = export_checkpoint(
         arguments.checkpoint,
-        arguments.out,
+        out,
         precision=arguments.precision,
         layout=arguments.layout,
         flat=arguments.flat,
@@ -54,13 +55,15 @@ def run(arguments: argparse.Namespace) -> int:
         positive=arguments.positive,
     )
     head, parity = manifest.head, manifest.parity
-    size = sum((arguments.out / name).stat().st_size for name in manifest.files)
+    size = sum((out / name).stat().st_size for name in manifest.files)
     positive = "none" if head.positive is None else head.labels[head.positive]
     say(f"{arguments.out}: {size / 1e6:.1f} MB, {manifest.precision}, {manifest.layout}\n")
     say(f"head: {head.kind}, labels {', '.join(head.labels)}; score reports {positive}\n")
+    distance = f"logits within {parity['max_relative_logit_difference']:.1e} (relative)"
+    if head.kind != "regression":  # which has no probabilities
+        distance = f"probabilities within {parity['max_probability_difference']:.1e}, {distance}"
     say(
         f"against PyTorch, {parity['pairs']} pairs of {parity['shortest']} to {parity['longest']} tokens: "
-        f"probabilities within {parity['max_probability_difference']:.1e}, "
-        f"logits within {parity['max_relative_logit_difference']:.1e} (relative)\n"
+        f"{distance}\n"
     )
     return 0

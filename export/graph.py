@@ -61,6 +61,7 @@ def packed_graph(model: Bert, *, flat: bool = False) -> ir.Model:
 def trace(model: Bert, opset: int) -> ir.Model:
     """Return the graph of `model` without the bodies of its ops and without the exporter's notes.
 
+    Not for two threads at once, and no module must run in another meanwhile: PyTorch's exporter changes them.
     Weights keep their state-dict names; a node, and the value it gives, is called after the module that made
     it and its operator, as in layers/0/PackedAttention.
     """

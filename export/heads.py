@@ -5,10 +5,11 @@
     two labels                         binary       softmax, positive 1
     more                               multiclass   softmax, no positive label
 
-sentence-transformers leaves an `activation_fn` in the config of a cross-encoder: what its own `predict`
-applies to the logits by default. Identity there is a way to report relevance, not a quantity that was fitted,
-so one label stays `binary`: the score is the sigmoid of that library's number, which keeps the order, and the
-number itself is the logit. Who wants it for the score says head="regression". Any other function is refused.
+sentence-transformers leaves an `activation_fn` in a cross-encoder's config.json, or since its version 5 in a
+file beside it: what its own `predict` applies to the logits by default. Identity there is a way to report
+relevance, not a quantity that was fitted, so one label stays `binary`: the score is the sigmoid of that
+library's number, which keeps the order, and the number itself is the logit. Who wants it for the score says
+head="regression". Any other function is refused.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from segue.errors import BundleError, InputError
 
 __all__ = ["CLASSIFIERS", "activation_fn", "choose_head"]
 
+_MOST = 2**16  # labels without names, which are given some
 # architecture -> the name of its classifier's weights
 CLASSIFIERS = {
     "BertForNextSentencePrediction": "cls.seq_relationship",
@@ -29,9 +31,17 @@ CLASSIFIERS = {
 
 
 def choose_head(
-    config: dict[str, Any], architecture: str, *, head: str | None = None, positive: str | None = None
+    config: dict[str, Any],
+    architecture: str,
+    *,
+    library: dict[str, Any] | None = None,
+    head: str | None = None,
+    positive: str | None = None,
 ) -> Head:
     """Return the head of a checkpoint, by its config.json and the two options of `export_checkpoint`.
+
+    Args:
+        library: config_sentence_transformers.json, if there is one.
 
     Raises:
         BundleError: several labels at once (multi-label), or labels or an activation that are none of the
@@ -46,7 +56,7 @@ def choose_head(
             )
         return Head("nsp", ("IsNext", "NotNext"), 0, HEAD_KINDS["nsp"])
     labels = _labels(config)
-    problem = _problem(config, len(labels))
+    problem = _problem(config, library, len(labels))
     if head == "regression" and len(labels) != 1:
         raise InputError(f"head: a regression has one label, this checkpoint has {len(labels)}")
     if head == "regression" or problem == "regression":
@@ -58,12 +68,22 @@ def choose_head(
     return Head(kind, labels, _positive(labels, positive), activation)
 
 
-def activation_fn(config: dict[str, Any]) -> str | None:
+def activation_fn(config: dict[str, Any], library: dict[str, Any] | None = None) -> str | None:
     """Return the name of the function that sentence-transformers applies to the logits, or None."""
+    return next(iter(_activations(config, library).values()), None)
+
+
+def _activations(config: dict[str, Any], library: dict[str, Any] | None) -> dict[str, str]:
+    """Return the functions that are named, by where; those of newer versions first."""
     nested = config.get("sentence_transformers")
-    nested = nested if isinstance(nested, dict) else {}
-    found = nested.get("activation_fn", config.get("sbert_ce_default_activation_function"))
-    return None if found is None else str(found)
+    found = {
+        "config_sentence_transformers.json: activation_fn": (library or {}).get("activation_fn"),
+        "sentence_transformers.activation_fn": nested.get("activation_fn")
+        if isinstance(nested, dict)
+        else None,
+        "sbert_ce_default_activation_function": config.get("sbert_ce_default_activation_function"),
+    }
+    return {where: str(function) for where, function in found.items() if function is not None}
 
 
 def _labels(config: dict[str, Any]) -> tuple[str, ...]:
@@ -71,29 +91,32 @@ def _labels(config: dict[str, Any]) -> tuple[str, ...]:
     named = config.get("id2label")
     if named is None:
         count = config.get("num_labels", 2)
-        if type(count) is not int or count < 1:
-            raise BundleError(f"num_labels: expected an integer from 1, got {count!r}")
+        if type(count) is not int or not 1 <= count <= _MOST:
+            raise BundleError(f"num_labels: expected an integer from 1 to {_MOST}, got {count!r}")
         return tuple(f"LABEL_{index}" for index in range(count))
     if not isinstance(named, dict) or set(named) != {str(index) for index in range(len(named))} or not named:
         raise BundleError(f"id2label: expected a label for each of 0, 1, …, got {named!r}")
     labels = [named[str(index)] for index in range(len(named))]
     if not all(isinstance(label, str | int) for label in labels):
         raise BundleError(f"id2label: expected names, got {named!r}")
+    for label in map(str, labels):
+        try:
+            label.encode()
+        except UnicodeEncodeError as error:
+            raise BundleError(f"id2label: {label!r} is no valid Unicode") from error
     return tuple(map(str, labels))
 
 
-def _problem(config: dict[str, Any], labels: int) -> str | None:
+def _problem(config: dict[str, Any], library: dict[str, Any] | None, labels: int) -> str | None:
     problem = config.get("problem_type")
     if problem not in (None, "regression", "single_label_classification"):
         raise BundleError(f"problem_type: {problem!r} is not supported: a pair has one label here")
     if problem == "regression" and labels != 1:
         raise BundleError(f"problem_type: a regression of {labels} values is not supported")
-    function = activation_fn(config)
-    allowed = {None, "Identity", "Sigmoid"} if labels == 1 else {None, "Identity", "Softmax"}
-    if (function and function.rpartition(".")[2]) not in allowed:
-        raise BundleError(
-            f"sentence_transformers.activation_fn: {function} is not supported for {labels} labels"
-        )
+    allowed = ("Identity", "Sigmoid" if labels == 1 else "Softmax")
+    for where, function in _activations(config, library).items():
+        if function.rpartition(".")[2] not in allowed:
+            raise BundleError(f"{where}: {function} is not supported for {labels} labels")
     return problem
 
 

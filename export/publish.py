@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
+import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +28,9 @@ from segue.export.weights import weight_files, weights_sha256
 __all__ = ["export_checkpoint"]
 
 _PACKAGES = (torch, onnx, onnxscript, onnxruntime)
+# While PyTorch's exporter traces, the modules of every thread do something else: a second trace fails, and so
+# does the run that a graph is verified against.
+_ALONE = threading.Lock()
 
 
 def export_checkpoint(
@@ -40,6 +45,8 @@ def export_checkpoint(
 ) -> Manifest:
     """Export a Hugging Face folder as the bundle `out`, verified against PyTorch; return its manifest.
 
+    Threads export one after the other.
+
     Args:
         checkpoint: config.json, weights and tokenizer of one of the architectures in `heads`.
         out: must not exist, or be an empty folder; its parent must exist.
@@ -50,24 +57,24 @@ def export_checkpoint(
         positive: the label that `score` reports, by name.
 
     Raises:
-        BundleError: the checkpoint is incomplete or cannot be reproduced exactly, `out` is taken, or the
-            exported graph differs from PyTorch by more than `verify` allows. Nothing is left behind then.
+        BundleError: the checkpoint is incomplete or cannot be reproduced exactly, `out` is taken or cannot
+            be made, or the exported graph differs from PyTorch by more than `verify` allows. Nothing is left
+            behind then.
         InputError: an option is none of the above, or does not fit the checkpoint.
     """
-    checkpoint, out = Path(checkpoint), Path(out).resolve()
+    checkpoint, out = Path(checkpoint), _resolved(Path(out))
     if precision not in ("float32", "float16"):
         raise InputError(f"precision: expected float32 or float16, got {precision!r}")
     if layout not in ("packed", "padded"):
         raise InputError(f"layout: expected packed or padded, got {layout!r}")
-    _check_free(out)
     source = read_checkpoint(checkpoint, head=head, positive=positive)
     tokenizer = read_tokenizer(checkpoint, source.dimensions.vocab_size)
     longest = max_tokens(checkpoint, source.dimensions.positions)
-    model = load_bert(source)
-    graph = padded_graph(model) if layout == "padded" else packed_graph(model, flat=flat)
-    if precision == "float16":
-        store_float16(graph)
-    with _workshop(out) as folder:
+    with _ALONE, _workshop(out) as folder:
+        model = load_bert(source)
+        graph = padded_graph(model) if layout == "padded" else packed_graph(model, flat=flat)
+        if precision == "float16":
+            store_float16(graph)
         save_graph(graph, folder / MODEL)
         tokenizer.save(str(folder / TOKENIZER))
         manifest = Manifest(
@@ -88,6 +95,13 @@ def export_checkpoint(
     return manifest
 
 
+def _resolved(out: Path) -> Path:
+    try:
+        return out.resolve()
+    except (OSError, RuntimeError, ValueError) as error:  # links in a circle, a zero byte
+        raise BundleError(f"out: {str(out)!r} can name no folder: {error}") from error
+
+
 def _check_free(out: Path) -> None:
     try:
         str(out).encode()
@@ -102,8 +116,12 @@ def _check_free(out: Path) -> None:
 @contextmanager
 def _workshop(out: Path) -> Iterator[Path]:
     """Give a folder beside `out` that becomes `out` when all went well, and vanishes when not."""
-    folder = out.parent / f".{out.name}.{uuid.uuid4().hex[:12]}"
-    folder.mkdir()
+    folder = out.parent / f".segue-{uuid.uuid4().hex[:12]}"
+    try:
+        _check_free(out)
+        folder.mkdir()
+    except OSError as error:
+        raise BundleError(f"{out}: cannot be made: {error.strerror}") from error
     try:
         yield folder
         try:
@@ -111,7 +129,9 @@ def _workshop(out: Path) -> Iterator[Path]:
                 out.rmdir()  # it is empty, but Windows renames over nothing
             folder.rename(out)
         except OSError as error:
-            raise BundleError(f"{out}: taken while the export ran") from error
+            taken = error.errno in (errno.ENOTEMPTY, errno.EEXIST)
+            why = "taken while the export ran" if taken else f"cannot be made: {error.strerror}"
+            raise BundleError(f"{out}: {why}") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -123,4 +143,6 @@ def _source(source: Checkpoint) -> dict[str, str]:
         "weights": ", ".join(path.name for path in weight_files(source.folder)),
         "sha256": weights_sha256(source.folder),
     }
-    return described | ({"activation_fn": source.activation_fn} if source.activation_fn else {})
+    described |= {"activation_fn": source.activation_fn} if source.activation_fn else {}
+    # A folder's name, and a string in JSON, may hold what is not UTF-8.
+    return {key: value.encode(errors="replace").decode() for key, value in described.items()}

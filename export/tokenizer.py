@@ -3,16 +3,18 @@
 From tokenizer.json, its truncation and padding taken out; or from vocab.txt. For BERT's own tokenizer classes
 the settings of tokenizer_config.json (lower-casing, accents, Chinese characters) and their defaults win over
 what tokenizer.json says, as they do in transformers 4 and 5; where those two would differ from each other,
-the checkpoint is refused. The rest of tokenizer_config.json that fast tokenizers ignore (`never_split`,
-`do_basic_tokenize`) is ignored.
+the checkpoint is refused. A class of no model in particular is what its tokenizer.json says; those of other
+models are refused. Tokens that the settings add are added. The rest of tokenizer_config.json that fast
+tokenizers ignore (`never_split`, `do_basic_tokenize`) is ignored.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors
+from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import WordPiece
 
 from segue.bundle import read_object
@@ -20,7 +22,10 @@ from segue.errors import BundleError
 
 __all__ = ["max_tokens", "read_tokenizer"]
 
-_BERT_CLASSES = (None, "BertTokenizer", "BertTokenizerFast")
+_BERT_CLASSES = (None, "BertTokenizer", "BertTokenizerFast", "ElectraTokenizer", "ElectraTokenizerFast")
+_ANY_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend")
+_ROLES = ("unk", "sep", "pad", "cls", "mask")
+_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")  # of an added token
 # Where a tokenizer.json of BERT's differs from this, transformers 5 replaces it and transformers 4 does not.
 _BERT_PARTS = {
     "normalizer": {"type": "BertNormalizer", "clean_text": True},
@@ -38,11 +43,7 @@ def read_tokenizer(folder: Path, vocab_size: int) -> Tokenizer:
             [CLS] A [SEP] B [SEP] with the segment ids 0 and 1; or an id lies beyond the table.
     """
     settings = _settings(folder)
-    inputs = settings.get("model_input_names")
-    if inputs is not None and not (isinstance(inputs, list) and "token_type_ids" in inputs):
-        raise BundleError(f"{folder}: tokenizer_config.json: model_input_names leaves token_type_ids out")
-    if settings.get("truncation_side", "right") != "right":
-        raise BundleError(f"{folder}: tokenizer_config.json: truncation_side: segue truncates on the right")
+    _check_settings(settings, folder)
     if (folder / "tokenizer.json").is_file():
         tokenizer = _from_json(folder / "tokenizer.json", settings)
     elif (folder / "vocab.txt").is_file():
@@ -55,15 +56,39 @@ def read_tokenizer(folder: Path, vocab_size: int) -> Tokenizer:
             f"{folder}: the tokenizer's highest id is {highest}, "
             f"but the embedding table has {vocab_size} rows"
         )
-    _check_pair(tokenizer, folder)
+    _add_tokens(tokenizer, settings, folder)
+    _check_pair(tokenizer, settings, folder)
     return tokenizer
 
 
 def max_tokens(folder: Path, positions: int) -> int:
     """Return the longest pair in tokens: the position table's rows, or the tokenizer's limit if smaller."""
-    limit = _settings(folder).get("model_max_length")
+    settings = _settings(folder)
+    limit = settings.get("model_max_length", settings.get("max_len"))  # as it was called once
     sane = type(limit) in (int, float) and 3 <= limit < _SANE
     return min(positions, int(limit)) if sane else positions
+
+
+def _check_settings(settings: dict[str, Any], folder: Path) -> None:
+    """Refuse what would have a text, or a pair, read otherwise than it will be."""
+    path = folder / "tokenizer_config.json"
+    named, inputs = settings.get("tokenizer_class"), settings.get("model_input_names")
+    if named not in (*_BERT_CLASSES, *_ANY_CLASSES):
+        raise BundleError(
+            f"{folder}: tokenizer_class: {named!r} is not BERT's; what tokenizer.json says is taken as it is "
+            f"under {' or '.join(_ANY_CLASSES)}"
+        )
+    if named in _ANY_CLASSES and inputs is None:
+        raise BundleError(
+            f"{path}: model_input_names: expected for a {named}, of which transformers 5 has no "
+            "token_type_ids unless they are named there, and transformers 4 has"
+        )
+    if inputs is not None and not (isinstance(inputs, list) and "token_type_ids" in inputs):
+        raise BundleError(f"{path}: model_input_names leaves token_type_ids out")
+    if settings.get("truncation_side", "right") != "right":
+        raise BundleError(f"{path}: truncation_side: segue truncates on the right")
+    if settings.get("split_special_tokens"):
+        raise BundleError(f"{path}: split_special_tokens: segue takes a special token in a text for one")
 
 
 def _from_json(path: Path, settings: dict[str, Any]) -> Tokenizer:
@@ -79,6 +104,8 @@ def _from_json(path: Path, settings: dict[str, Any]) -> Tokenizer:
         stored = read_object(path)
         for part, expected in _BERT_PARTS.items():
             found = stored.get(part) or {}
+            if not isinstance(found, dict):
+                raise BundleError(f"{path}: {part}: expected an object, got {found!r}")
             for key, value in expected.items():
                 if found.get(key) != value:
                     raise BundleError(
@@ -97,18 +124,14 @@ def _from_vocabulary(folder: Path, settings: dict[str, Any]) -> Tokenizer:
     except UnicodeDecodeError as error:
         raise BundleError(f"{folder / 'vocab.txt'}: not UTF-8: {error}") from error
     vocabulary = {token: index for index, token in enumerate(lines) if token}
-    names = {role: _special_token(folder, settings, role) for role in ("unk", "sep", "pad", "cls", "mask")}
+    names = {role: _special_token(folder, settings, role).content for role in _ROLES}
     for role in ("unk", "sep", "cls"):
         if names[role] not in vocabulary:
             raise BundleError(f"{folder / 'vocab.txt'}: the {role}_token {names[role]!r} is not in it")
-    for added in _added_tokens(folder, settings):
-        if added not in vocabulary:
-            raise BundleError(f"{folder}: the added token {added!r} needs a tokenizer.json")
     tokenizer = Tokenizer(WordPiece(vocabulary, unk_token=names["unk"]))
     tokenizer.normalizer = _normalizer(settings, folder)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece(prefix="##")
-    tokenizer.add_special_tokens([name for name in names.values() if name in vocabulary])
     cls, sep = names["cls"], names["sep"]
     tokenizer.post_processor = processors.BertProcessing((sep, vocabulary[sep]), (cls, vocabulary[cls]))
     return tokenizer
@@ -126,37 +149,89 @@ def _normalizer(settings: dict[str, Any], folder: Path) -> normalizers.Normalize
         raise BundleError(f"{folder / 'tokenizer_config.json'}: {error}") from error
 
 
-def _special_token(folder: Path, settings: dict[str, Any], role: str) -> str:
-    """Return the name of a special token: the settings give a string, or an object with `content`."""
-    found = settings.get(f"{role}_token") or f"[{role.upper()}]"
-    return found if isinstance(found, str) else _content(folder, f"{role}_token", found)
+def _add_tokens(tokenizer: Tokenizer, settings: dict[str, Any], folder: Path) -> None:
+    """Add the tokens that the settings have besides, where the vocabulary says what their ids are."""
+    known = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
+    roles = [_special_token(folder, settings, role) for role in _ROLES]
+    if settings.get("tokenizer_class") not in _BERT_CLASSES:
+        roles = []  # all that it has is in tokenizer.json
+    for token in (*roles, *_added_tokens(folder, settings)):
+        if token.content in known:
+            continue
+        if tokenizer.token_to_id(token.content) is not None:
+            tokenizer.add_tokens([token])
+        elif token not in roles:
+            raise BundleError(
+                f"{folder}: the added token {token.content!r} needs a tokenizer.json that has it"
+            )
 
 
-def _content(folder: Path, key: str, found: Any) -> str:
-    if not isinstance(found, dict) or not isinstance(found.get("content"), str):
-        raise BundleError(
-            f"{folder / 'tokenizer_config.json'}: {key}: expected an object with content, got {found!r}"
-        )
-    return str(found["content"])
+def _special_token(folder: Path, settings: dict[str, Any], role: str) -> AddedToken:
+    return _token(folder, f"{role}_token", settings.get(f"{role}_token") or f"[{role.upper()}]")
 
 
-def _added_tokens(folder: Path, settings: dict[str, Any]) -> list[str]:
-    """Return the tokens that the settings add to the vocabulary, new and old way."""
+def _added_tokens(folder: Path, settings: dict[str, Any]) -> Iterator[AddedToken]:
+    """Yield the tokens that the settings add, new and old ways."""
     key = "added_tokens_decoder"
     decoder = settings.get(key) or {}
     if not isinstance(decoder, dict):
         raise BundleError(f"{folder / 'tokenizer_config.json'}: {key}: expected an object, got {decoder!r}")
+    for token in decoder.values():
+        if not isinstance(token, dict):
+            raise _unexpected(folder, key, token)
+        yield _token(folder, key, token)
+    for key in ("additional_special_tokens", "extra_special_tokens"):
+        tokens = settings.get(key) or []
+        for token in tokens.values() if isinstance(tokens, dict) else tokens:
+            yield _token(folder, key, token)
     path = folder / "added_tokens.json"
-    old = read_object(path) if path.is_file() else {}
-    return [*(_content(folder, key, token) for token in decoder.values()), *old]
+    for name in read_object(path) if path.is_file() else ():
+        yield AddedToken(name)
+
+
+def _token(folder: Path, key: str, found: Any) -> AddedToken:
+    """A special token by its name, or one by an object with its `content` and flags."""
+    if isinstance(found, str):
+        return AddedToken(found, special=True, normalized=False)
+    if not isinstance(found, dict) or not isinstance(found.get("content"), str):
+        raise _unexpected(folder, key, found)
+    special = key != "added_tokens_decoder" or bool(found.get("special"))
+    flags = {flag: bool(found[flag]) for flag in _FLAGS if flag in found}
+    return AddedToken(found["content"], **{"special": special, "normalized": not special} | flags)
+
+
+def _unexpected(folder: Path, key: str, found: Any) -> BundleError:
+    path = folder / "tokenizer_config.json"
+    return BundleError(f"{path}: {key}: expected an object with content, got {found!r}")
 
 
 def _settings(folder: Path) -> dict[str, Any]:
-    path = folder / "tokenizer_config.json"
-    return read_object(path) if path.is_file() else {}
+    """tokenizer_config.json, and what older versions of transformers keep elsewhere."""
+    names = ("tokenizer_config.json", "special_tokens_map.json", "config.json")
+    settings, special, config = (
+        read_object(folder / name) if (folder / name).is_file() else {} for name in names
+    )
+    for key, value in special.items():
+        if settings.setdefault(key, value) != value and _name(settings[key]) != _name(value):
+            raise BundleError(
+                f"{folder / 'special_tokens_map.json'}: {key}: {value!r}, where tokenizer_config.json has "
+                f"{settings[key]!r}"
+            )
+    if not settings.get("tokenizer_class"):
+        settings["tokenizer_class"] = config.get("tokenizer_class")
+    return settings
 
 
-def _check_pair(tokenizer: Tokenizer, folder: Path) -> None:
+def _name(token: Any) -> Any:
+    return token.get("content") if isinstance(token, dict) else token
+
+
+def _check_pair(tokenizer: Tokenizer, settings: dict[str, Any], folder: Path) -> None:
+    unknown = getattr(tokenizer.model, "unk_token", None)
+    if unknown is not None and tokenizer.token_to_id(unknown) is None:
+        raise BundleError(
+            f"{folder}: the tokenizer's vocabulary lacks its token for unknown words, {unknown!r}"
+        )
     empty = tokenizer.encode("", "")
     if len(empty.ids) == 3 and empty.ids[1] == empty.ids[2] and empty.type_ids == [0, 0, 1]:
         cls, sep, _ = empty.ids
@@ -165,8 +240,23 @@ def _check_pair(tokenizer: Tokenizer, folder: Path) -> None:
         pair = tokenizer.encode(first, second)
         segments = [0] * (len(a) + 2) + [1] * (len(b) + 1)
         if (pair.ids, pair.type_ids) == ([cls, *a, sep, *b, sep], segments):
+            if settings.get("tokenizer_class") in _BERT_CLASSES:
+                _check_names(tokenizer, settings, folder, cls, sep)
             return
     raise BundleError(
         f"{folder}: the tokenizer does not build a pair as [CLS] A [SEP] B [SEP] with the segments 0 and 1: "
         f"two empty sentences give {empty.tokens} {empty.type_ids}"
     )
+
+
+def _check_names(tokenizer: Tokenizer, settings: dict[str, Any], folder: Path, cls: int, sep: int) -> None:
+    """Refuse settings that name other special tokens than tokenizer.json: transformers 5 takes theirs, and
+    transformers 4 does not."""
+    unknown = tokenizer.token_to_id(tokenizer.model.unk_token)
+    for role, found in ("cls", cls), ("sep", sep), ("unk", unknown):
+        name = _special_token(folder, settings, role).content
+        if tokenizer.token_to_id(name) != found:
+            raise BundleError(
+                f"{folder / 'tokenizer_config.json'}: {role}_token: {name!r}, where tokenizer.json has "
+                f"{tokenizer.id_to_token(found)!r}"
+            )

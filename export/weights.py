@@ -46,8 +46,8 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     """Return every tensor of the checkpoint by name, as stored, on the CPU.
 
     Raises:
-        BundleError: as in `weight_files`; or a file is cut short, holds something else than tensors, or
-            names a tensor twice.
+        BundleError: as in `weight_files`; or a file is cut short, holds something else than named
+            tensors of plain numbers, or names one twice.
     """
     weights: dict[str, Tensor] = {}
     for path in weight_files(folder):
@@ -91,6 +91,11 @@ def _read(path: Path) -> dict[str, Tensor]:
         weights = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # of many kinds: what PyTorch raises depends on where the file is spoilt
         raise BundleError(f"{path}: not readable as weights alone: {error}") from error
-    if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
+    if not isinstance(weights, dict) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in weights.items()
+    ):
         raise BundleError(f"{path}: expected a mapping of names to tensors")
+    for name, tensor in weights.items():
+        if tensor.is_meta or tensor.is_nested or tensor.layout is not torch.strided:
+            raise BundleError(f"{path}: {name}: the tensor is without values, nested or sparse")
     return weights

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from collections.abc import Callable
@@ -117,6 +118,20 @@ def test_a_missing_file_is_named(bundle, name):
     (bundle / name).unlink()
     with pytest.raises(BundleError, match=f"{name}: missing"):
         Engine.load(bundle)
+
+
+@pytest.mark.parametrize("name", [MODEL, MANIFEST])
+def test_a_file_that_may_not_be_read_is_named(bundle, name, monkeypatch):
+    real = Path.open
+
+    def refusing(path: Path, *arguments: Any, **named: Any) -> Any:
+        if path.name == name:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real(path, *arguments, **named)
+
+    monkeypatch.setattr(Path, "open", refusing)
+    with pytest.raises(BundleError, match=f"{name}: Permission denied"):
+        read_bundle(bundle)
 
 
 def test_folders_that_are_no_bundle_are_told_apart(tmp_path):

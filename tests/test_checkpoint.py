@@ -17,6 +17,8 @@ from segue.errors import BundleError
 from segue.export.checkpoint import load_bert, read_checkpoint
 from segue.export.weights import read_weights, weight_files, weights_sha256
 
+ATTENTION = "bert.encoder.layer.0.attention.self"
+
 
 @pytest.fixture
 def folder(make_checkpoint: Callable[..., Path], tmp_path: Path) -> Path:
@@ -105,6 +107,18 @@ def _spoil_value(weights: dict[str, torch.Tensor]) -> None:
     weights["bert.pooler.dense.bias"] = torch.full((64,), torch.nan)
 
 
+def _spoil_query_kind(weights: dict[str, torch.Tensor]) -> None:
+    weights[f"{ATTENTION}.query.weight"] = torch.ones(64, 64, dtype=torch.int8)
+
+
+def _spoil_key_shape(weights: dict[str, torch.Tensor]) -> None:
+    weights[f"{ATTENTION}.key.weight"] = torch.ones(64, 63)
+
+
+def _spoil_key_value(weights: dict[str, torch.Tensor]) -> None:
+    weights[f"{ATTENTION}.key.bias"] = torch.full((64,), torch.inf)
+
+
 def _spoil_twice(weights: dict[str, torch.Tensor]) -> None:
     weights["bert.embeddings.LayerNorm.gamma"] = torch.ones(64)
 
@@ -119,6 +133,9 @@ def _spoil_twice(weights: dict[str, torch.Tensor]) -> None:
         ),
         (_spoil_kind, r"seq_relationship\.bias: expected floating point, got torch\.int32"),
         (_spoil_value, r"pooler\.dense\.bias holds values that are not finite"),
+        (_spoil_query_kind, r"self\.query\.weight: expected floating point, got torch\.int8"),
+        (_spoil_key_shape, r"self\.key\.weight: expected the shape \[64, 64\] by .*, got \[64, 63\]"),
+        (_spoil_key_value, r"self\.key\.bias holds values that are not finite"),
         (_spoil_twice, r"embeddings\.LayerNorm\.weight is there twice"),
     ],
 )
@@ -169,8 +186,27 @@ def test_a_pickle_is_never_run(folder: Path, tmp_path: Path, monkeypatch: pytest
     with pytest.raises(BundleError, match=r"pytorch_model\.bin: not readable as weights alone"):
         read_weights(folder)
     assert not (tmp_path / "boom").exists()
-    torch.save([1], folder / "pytorch_model.bin")
-    with pytest.raises(BundleError, match="expected a mapping of names to tensors"):
+    for other in ([1], {"bert.pooler.dense.bias": 1}, {0: torch.ones(1)}):
+        torch.save(other, folder / "pytorch_model.bin")
+        with pytest.raises(BundleError, match="expected a mapping of names to tensors"):
+            read_weights(folder)
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.ones(64, device="meta"),
+        torch.ones(64).to_sparse(),
+        torch.nested.nested_tensor([torch.ones(64)], layout=torch.jagged),
+    ],
+    ids=["meta", "sparse", "nested"],
+)
+def test_a_tensor_that_is_no_plain_numbers_is_named(folder: Path, tensor: torch.Tensor) -> None:
+    (folder / "model.safetensors").unlink()
+    torch.save({"bert.pooler.dense.bias": tensor}, folder / "pytorch_model.bin")
+    with pytest.raises(
+        BundleError, match=r"pooler\.dense\.bias: the tensor is without values, nested or sparse"
+    ):
         read_weights(folder)
 
 
@@ -197,9 +233,12 @@ def test_the_sum_over_shards_is_the_sum_over_their_bytes(make_checkpoint: Callab
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
         ({"pruned_heads": {"0": [1]}}, "pruned_heads"),
         ({"num_attention_heads": 3}, "hidden_size: 64 is not a multiple of 3"),
-        ({"num_hidden_layers": 0}, "num_hidden_layers: expected an integer from 1, got 0"),
-        ({"vocab_size": "335"}, "vocab_size: expected an integer from 1, got '335'"),
-        ({"intermediate_size": ...}, "intermediate_size: expected an integer from 1, got None"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers: expected an integer from 1 to 1000, got 0"),
+        ({"num_hidden_layers": 1001}, "num_hidden_layers: expected an integer from 1 to 1000, got 1001"),
+        ({"vocab_size": "335"}, "vocab_size: expected an integer from 1 to 16777216, got '335'"),
+        ({"intermediate_size": ...}, "intermediate_size: expected an integer from 1 to 16777216, got None"),
+        ({"hidden_size": 2**24 + 1}, "hidden_size: expected an integer from 1 to 16777216, got 16777217"),
+        ({"hidden_size": 10**30}, "hidden_size: expected an integer from 1 to 16777216, got 1000000"),
         ({"type_vocab_size": 1}, "type_vocab_size"),
         ({"max_position_embeddings": 2}, "max_position_embeddings"),
         ({"layer_norm_eps": "tiny"}, "layer_norm_eps"),
@@ -213,6 +252,26 @@ def test_what_cannot_be_reproduced_is_refused_by_name(
     with pytest.raises(BundleError, match=said) as caught:
         read_checkpoint(folder)
     assert str(folder / "config.json") in str(caught.value)
+
+
+def test_the_largest_sizes_only_lack_their_weights(folder: Path) -> None:
+    sizes = ("hidden_size", "intermediate_size", "vocab_size", "max_position_embeddings", "type_vocab_size")
+    _edit(folder / "config.json", num_attention_heads=1, **dict.fromkeys(sizes, 2**24))
+    with pytest.raises(
+        BundleError, match=r"word_embeddings\.weight: expected the shape \[16777216, 16777216\]"
+    ):
+        load_bert(read_checkpoint(folder))
+
+
+def test_a_config_that_may_not_be_read_is_not_said_to_be_missing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forbidden(path: Path, **_: Any) -> str:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_text", forbidden)  # the mode of a file does not bind root
+    with pytest.raises(BundleError, match=r"config\.json: not readable: Permission denied"):
+        read_checkpoint(folder)
 
 
 def test_a_folder_without_a_usable_config(tmp_path: Path) -> None:

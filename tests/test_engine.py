@@ -33,6 +33,8 @@ HEADS = {
     "five labels": {"architecture": "BertForSequenceClassification", "num_labels": 5},
 }
 
+BYTES = pytest.mark.skipif(sys.platform != "linux", reason="names are bytes there")
+
 
 def ragged_pairs(count: int, seed: int = 0, longest: int = 60) -> list[tuple[str, str]]:
     """Return pairs of 0 to `longest` words a side, most of them short."""
@@ -402,13 +404,85 @@ def test_an_unusable_cache_is_named(make_checkpoint, tmp_path, monkeypatch):
     monkeypatch.setenv("SEGUE_CACHE", str(tmp_path / "file"))
     with pytest.raises(SegueError, match=r"file: no place for exported checkpoints .*SEGUE_CACHE"):
         Engine.load(make_checkpoint())
+    monkeypatch.setenv("SEGUE_CACHE", str(tmp_path / ("x" * 300)))
+    with pytest.raises(SegueError, match=r"xxx: no place .*File name too long.*SEGUE_CACHE"):
+        Engine.load(make_checkpoint())
+    monkeypatch.delenv("SEGUE_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("no home directory")))
+    with pytest.raises(SegueError, match=r"no place .*there is no home folder.*SEGUE_CACHE"):
+        Engine.load(make_checkpoint())
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="names are bytes there")
+def test_a_cache_that_takes_nothing_is_named(make_checkpoint, tmp_path, monkeypatch):
+    real = os.mkdir
+
+    def forbidden(path: Any, *arguments: Any) -> None:  # the mode of a folder does not bind root
+        if Path(path).parent == tmp_path:
+            raise PermissionError(13, "Permission denied", path)
+        real(path, *arguments)
+
+    monkeypatch.setenv("SEGUE_CACHE", str(tmp_path))
+    monkeypatch.setattr(os, "mkdir", forbidden)
+    with pytest.raises(
+        SegueError, match=r"no place for exported checkpoints .Permission denied.: .*SEGUE_CACHE"
+    ):
+        Engine.load(make_checkpoint())
+
+
+@pytest.mark.parametrize(
+    "name",
+    [b"x" * 240, "é".encode() * 120, pytest.param(b"m\xfc", marks=BYTES)],
+    ids=["long", "wide", "not UTF-8"],
+)
+def test_a_checkpoint_of_any_name_is_exported(make_checkpoint, tmp_path, monkeypatch, name):
+    import segue.export
+
+    def export_checkpoint(checkpoint: Path, out: Path) -> None:
+        outs.append(out.name)
+        raise BundleError("far enough")
+
+    outs: list[str] = []
+    monkeypatch.setenv("SEGUE_CACHE", str(tmp_path))
+    monkeypatch.setattr(segue.export, "export_checkpoint", export_checkpoint, raising=False)
+    folder = Path(shutil.copytree(make_checkpoint(), os.fsdecode(bytes(tmp_path) + b"/" + name)))
+    (folder / os.fsdecode(name[:200])).touch()
+    with pytest.raises(BundleError, match="far enough"):
+        Engine.load(folder)
+    assert len(outs[0].encode()) <= 100 + 17
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [("x" * 5000, "xxx: File name too long"), ("a\0b", "no such folder")],
+    ids=["long", "zero"],
+)
+def test_what_can_name_no_folder_is_refused(path, said):
+    with pytest.raises(BundleError, match=said):
+        Engine.load(path)
+
+
+@BYTES
 def test_a_folder_whose_name_is_not_utf8_is_refused_as_such(make_bundle, tmp_path):
     folder = shutil.copytree(make_bundle(), os.fsdecode(bytes(tmp_path) + b"/\xff"))
     with pytest.raises(BundleError, match="the name is not UTF-8"):
         Engine.load(folder, device="cpu")
+
+
+def test_a_name_in_utf8_is_one_whatever_the_locale(make_bundle, tmp_path):
+    """Python takes it for ASCII with bytes that it cannot read."""
+    folder = os.fsencode(shutil.copytree(make_bundle(), tmp_path / "ö 名"))
+    code = f"""
+import os
+from segue import Engine
+print(Engine.load(os.fsdecode({folder!r}), device="cpu").score([("a", "b")]))
+"""
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | plain, capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert done.stdout.startswith("[0."), done.stderr
 
 
 def test_many_threads_share_an_engine(engine):
@@ -436,9 +510,15 @@ def test_many_threads_share_an_engine(engine):
     assert wrong == []
 
 
-def test_an_engine_pickles_as_the_arguments_it_was_loaded_with(make_bundle):
-    engine = Engine.load(make_bundle(), threads=1, max_batch_tokens=777)
+class Mine(Engine):
+    """A class of the caller's own."""
+
+
+@pytest.mark.parametrize("kind", [Engine, Mine])
+def test_an_engine_pickles_as_the_arguments_it_was_loaded_with(make_bundle, kind):
+    engine = kind.load(make_bundle(), threads=1, max_batch_tokens=777)
     copy = pickle.loads(pickle.dumps(engine))
+    assert type(copy) is type(engine) is type(engine.__enter__())
     assert copy.info == engine.info
     assert copy.score([("a", "b")]) == engine.score([("a", "b")])
 
@@ -464,6 +544,58 @@ print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), engine.score([("a", "b
         [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60
     )
     assert done.stdout.split() == ["7", "(1,)"], done.stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.parametrize("end", ["sys.exit(7)", "del engine; os._exit(7)", "engine.close(); os._exit(7)"])
+def test_a_forked_process_that_has_an_engine_ends(make_bundle, end):
+    """ONNX Runtime's sessions wait for their threads, which are not there."""
+    code = f"""
+import os, sys
+from segue import Engine
+engine = Engine.load({str(make_bundle())!r}, threads=2, max_batch_tokens=8)
+engine.score([("a " * n, "b") for n in range(40)])
+child = os.fork()
+if child == 0:
+    {end}
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    run = [sys.executable, "-c", code]
+    done = subprocess.run(run, capture_output=True, text=True, check=False, timeout=60)
+    assert done.stdout.split() == ["7"], done.stderr
+
+
+def test_many_pairs_are_scored_while_the_process_ends(make_bundle):
+    """When Python starts nothing more in another thread."""
+    code = f"""
+import threading
+from segue import Engine
+engine = Engine.load({str(make_bundle())!r}, threads=2, max_batch_tokens=8)
+pairs = [("a " * n, "b") for n in range(40)]
+def work():
+    threading.main_thread().join()
+    print(engine.score(pairs).shape)
+threading.Thread(target=work).start()
+{{}}
+"""
+    for before in ("", "engine.score(pairs)"):
+        run = [sys.executable, "-c", code.format(before)]
+        done = subprocess.run(run, capture_output=True, text=True, check=False, timeout=60)
+        assert done.stdout == "(40,)\n", done.stderr
+
+
+@pytest.mark.parametrize("call", ["score([('a', 'b')], progress=True)", "warmup(progress=True)"])
+def test_without_a_stderr_there_is_no_bar(make_bundle, call):
+    code = f"""
+import sys
+from segue import Engine
+assert sys.stderr is None
+Engine.load({str(make_bundle())!r}, threads=2).{call}
+print("done")
+"""
+    run = ["sh", "-c", f"{sys.executable} - 2>&-"]
+    done = subprocess.run(run, input=code, stdout=subprocess.PIPE, text=True, check=False, timeout=60)
+    assert done.stdout == "done\n"
 
 
 def test_a_closed_engine_says_so(make_bundle):
@@ -513,6 +645,7 @@ def test_warmup_changes_nothing(engine, caplog):
         ({"threads": 0}, InputError, "threads: expected a whole number from 1 to 1024, got 0"),
         ({"threads": 1.5}, InputError, "threads"),
         ({"max_batch_tokens": -1}, InputError, "max_batch_tokens"),
+        ({"max_batch_tokens": 2**31}, InputError, "whole number from 1 to 2147483647, got 2147483648"),
         ({"batch_invariant": "yes"}, InputError, "batch_invariant"),
         ({"executor": "triton", "device": "cuda"}, ExecutorUnavailable, "executor='triton', device='cuda'"),
         ({"precision": "float16"}, ExecutorUnavailable, "computes in float32"),

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
+import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from segue.bundle import read_bundle
 from segue.errors import BundleError, InputError
@@ -146,6 +152,25 @@ def test_out_must_be_free(make_checkpoint: Callable[..., Path], tmp_path: Path) 
             export_checkpoint(make_checkpoint(), tmp_path / name)
     assert (tmp_path / "full" / "file").read_text() == "mine"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "full"]
+    with pytest.raises(BundleError, match=r"out: 'a\\x00b' can name no folder: "):
+        export_checkpoint(make_checkpoint(), Path("a\0b"))
+    (tmp_path / "circle").symlink_to("circle")
+    with pytest.raises(BundleError, match="circle"):
+        export_checkpoint(make_checkpoint(), tmp_path / "circle")
+    with pytest.raises(BundleError, match=r"xxx: cannot be made: File name too long"):
+        export_checkpoint(make_checkpoint(), tmp_path / ("x" * 300))
+
+
+def test_a_parent_folder_that_takes_nothing_is_refused_under_the_name_of_out(
+    make_checkpoint: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forbidden(path: Path, *_: Any, **__: Any) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "mkdir", forbidden)  # the mode of a folder does not bind root
+    with pytest.raises(BundleError) as caught:
+        export_checkpoint(make_checkpoint(), tmp_path / "out")
+    assert str(caught.value) == f"{tmp_path / 'out'}: cannot be made: Permission denied"
 
 
 @pytest.mark.usefixtures("quick")
@@ -163,6 +188,64 @@ def test_out_taken_meanwhile_is_left_alone(
     with pytest.raises(BundleError, match="taken while the export ran"):
         export_checkpoint(make_checkpoint(), tmp_path / "out")
     assert [path.name for path in tmp_path.rglob("*")] == ["out", "file"]
+
+
+@pytest.mark.usefixtures("quick")
+def test_out_that_cannot_be_replaced_is_not_called_taken(
+    make_checkpoint: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def busy(path: Path) -> None:  # as the root of a mounted file system is
+        raise OSError(errno.EBUSY, "Device or resource busy", str(path))
+
+    (tmp_path / "out").mkdir()
+    monkeypatch.setattr(Path, "rmdir", busy)
+    with pytest.raises(BundleError, match="out: cannot be made: Device or resource busy"):
+        export_checkpoint(make_checkpoint(), tmp_path / "out")
+    assert [path.name for path in tmp_path.rglob("*")] == ["out"]
+
+
+@pytest.mark.usefixtures("quick")
+def test_threads_export_one_after_the_other(
+    make_checkpoint: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The trace alone is not enough: what another thread measures meanwhile is wrong."""
+    steps = []
+
+    def slowly(name: str) -> Callable[..., Any]:
+        real = getattr(publish, name)
+
+        def noted(*arguments: Any, **options: Any) -> Any:
+            steps.append(name)
+            time.sleep(0.2)
+            return real(*arguments, **options)
+
+        return noted
+
+    for name in ("packed_graph", "measure"):
+        monkeypatch.setattr(publish, name, slowly(name))
+    with ThreadPoolExecutor(3) as pool:
+        exports = [
+            pool.submit(export_checkpoint, make_checkpoint(), tmp_path / name)
+            for name in ("one", "other", "one")
+        ]
+    assert steps == ["packed_graph", "measure"] * 2
+    assert [str(export.exception()) for export in exports if export.exception()] == [
+        f"{tmp_path / 'one'}: already there, and not an empty folder"
+    ]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names are bytes there")
+@pytest.mark.usefixtures("quick")
+def test_a_name_that_is_not_utf8_is_stored_as_far_as_it_is(
+    make_checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(make_checkpoint(), os.fsdecode(bytes(tmp_path) + b"/m\xfc")))
+    weights = load_file(make_checkpoint() / "model.safetensors")
+    torch.save(weights, folder / "pytorch_model.bin")
+    for name in ("model.safetensors", "tokenizer.json"):  # their libraries read from no such folder
+        (folder / name).unlink()
+    assert export_checkpoint(folder, tmp_path / "out").source["name"] == "m?"
+    assert read_bundle(tmp_path / "out").source["name"] == "m?"
 
 
 @pytest.mark.parametrize(
@@ -184,8 +267,6 @@ def test_options_that_do_not_fit(
 
 
 def test_a_weight_beyond_float16_is_refused(make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
     folder = Path(shutil.copytree(make_checkpoint(), tmp_path / "checkpoint"))
     weights = load_file(folder / "model.safetensors")
     weights["bert.pooler.dense.bias"][3] = 7e4
@@ -264,9 +345,27 @@ def test_the_command(
     assert printed.out.startswith(f"{out}: 0.")
     assert "float16, packed" in printed.out
     assert "head: regression, labels LABEL_0; score reports LABEL_0" in printed.out
-    assert "pairs of 3 to 512 tokens: probabilities within" in printed.out
+    assert "pairs of 3 to 512 tokens: logits within" in printed.out
     assert printed.err == ""  # the exporter's remarks stay inside
     assert json.loads((out / "segue.json").read_text())["head"]["kind"] == "regression"
+
+
+@pytest.mark.usefixtures("quick")
+def test_the_command_writes_to_the_current_folder(
+    make_checkpoint: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    (tmp_path / "out").mkdir()
+    monkeypatch.chdir(tmp_path / "out")
+    assert command.run(parser.parse_args([str(make_checkpoint()), "."])) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith(".: 0.")
+    assert "pairs of 3 to 512 tokens: probabilities within" in printed
+    assert read_bundle(tmp_path / "out").head.kind == "nsp"
 
 
 def test_training_does_not_import_onnx() -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from segue.bundle import Head
 from segue.errors import BundleError, InputError
+from segue.export.checkpoint import read_checkpoint
 from segue.export.heads import choose_head
 
 CLASSIFIER = "BertForSequenceClassification"
@@ -62,11 +65,19 @@ def test_an_nsp_head_is_what_it_is(architecture: str) -> None:
         ({"id2label": {"0": "no", "1": None}}, {}, BundleError, "id2label: expected names"),
         ({"id2label": {"0": "x", "1": "x"}}, {}, BundleError, "head.labels: 'x' is there twice"),
         ({"num_labels": 0}, {}, BundleError, "num_labels"),
+        ({"num_labels": 10**12}, {}, BundleError, "num_labels: expected an integer from 1 to 65536"),
+        ({"id2label": {"0": "\ud800"}}, {}, BundleError, r"id2label: '\\ud800' is no valid Unicode"),
+        (
+            {"num_labels": 1},
+            {"library": {"activation_fn": "torch.nn.modules.activation.Tanh"}},
+            BundleError,
+            "config_sentence_transformers.json: activation_fn: torch.nn.modules.activation.Tanh",
+        ),
         (
             {"num_labels": 1, "sbert_ce_default_activation_function": "torch.nn.modules.activation.Tanh"},
             {},
             BundleError,
-            "activation_fn: torch.nn.modules.activation.Tanh",
+            "sbert_ce_default_activation_function: torch.nn.modules.activation.Tanh",
         ),
         (
             {"sentence_transformers": {"activation_fn": "torch.nn.modules.activation.Sigmoid"}},
@@ -85,3 +96,20 @@ def test_heads_that_are_refused(
 ) -> None:
     with pytest.raises(error, match=said):
         choose_head(config, CLASSIFIER, **options)
+
+
+def test_sentence_transformers_file_beside_the_config_is_read(tmp_path: Path) -> None:
+    sizes = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size", "vocab_size")
+    config: dict[str, Any] = dict.fromkeys((*sizes, "max_position_embeddings", "type_vocab_size"), 4)
+    config |= {"architectures": [CLASSIFIER], "num_labels": 1}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    beside = tmp_path / "config_sentence_transformers.json"
+    for function, found in (None, None), ("x.Sigmoid", "x.Sigmoid"), ("x.Identity", "x.Identity"):
+        beside.write_text(json.dumps({"activation_fn": function, "default_prompt_name": None}))
+        assert read_checkpoint(tmp_path).activation_fn == found
+    beside.write_text('{"activation_fn": "x.Tanh"}')
+    with pytest.raises(BundleError, match=r"transformers\.json: activation_fn: x\.Tanh is not supported"):
+        read_checkpoint(tmp_path)
+    beside.write_text('{"prompts": {"q": "query: "}, "default_prompt_name": "q"}')
+    with pytest.raises(BundleError, match="default_prompt_name: segue puts no prompt before a text"):
+        read_checkpoint(tmp_path)

@@ -72,13 +72,81 @@ def test_the_settings_win_over_tokenizer_json(folder: Path, form: str, changes: 
     _agrees_with_transformers(folder)
 
 
+@pytest.mark.parametrize("form", ["tokenizer.json", "vocab.txt"])
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("tokenizer_config.json", {"additional_special_tokens": ["man"]}),
+        ("tokenizer_config.json", {"extra_special_tokens": {"someone": "man"}}),
+        ("tokenizer_config.json", {"added_tokens_decoder": {"5": {"content": "man", "special": True}}}),
+        ("special_tokens_map.json", {"additional_special_tokens": ["man"]}),
+        ("added_tokens.json", {"man": 5}),
+    ],
+    ids=str,
+)
+def test_tokens_that_the_settings_add_are_added(
+    folder: Path, form: str, name: str, changes: dict[str, Any]
+) -> None:
+    if form == "vocab.txt":
+        (folder / "tokenizer.json").unlink()
+    assert len(read_tokenizer(folder, 10**6).encode("themanman", add_special_tokens=False).ids) != 3
+    if not (folder / name).exists():
+        (folder / name).write_text("{}")
+    _edit(folder / name, **changes)
+    found = read_tokenizer(folder, 10**6).encode("themanman", add_special_tokens=False)
+    assert found.tokens == ["the", "man", "man"]
+    theirs = transformers.AutoTokenizer.from_pretrained(folder)
+    assert found.ids == theirs("themanman", add_special_tokens=False)["input_ids"]
+
+
+def test_electras_tokenizer_is_berts(folder: Path) -> None:
+    _edit(folder / "tokenizer_config.json", tokenizer_class="ElectraTokenizerFast", do_lower_case=False)
+    _agrees_with_transformers(folder)
+
+
+@pytest.mark.parametrize("key", ["cls_token", "sep_token", "unk_token"])
+def test_settings_that_name_other_special_tokens_are_refused(folder: Path, key: str) -> None:
+    _edit(folder / "tokenizer_config.json", **{key: "man"})
+    with pytest.raises(BundleError, match=f"{key}: 'man', where tokenizer.json has '.{key[:3].upper()}.'"):
+        read_tokenizer(folder, 10**6)
+    (folder / "special_tokens_map.json").write_text(json.dumps({key: "the"}))
+    with pytest.raises(BundleError, match=f"special_tokens_map.json: {key}: 'the', where .* has 'man'"):
+        read_tokenizer(folder, 10**6)
+
+
+def test_the_class_may_stand_in_config_json(folder: Path) -> None:
+    _edit(folder / "tokenizer_config.json", tokenizer_class=...)
+    _edit(folder / "config.json", tokenizer_class="BertJapaneseTokenizer")
+    with pytest.raises(BundleError, match="tokenizer_class: 'BertJapaneseTokenizer' is not BERT's"):
+        read_tokenizer(folder, 10**6)
+
+
+def test_a_vocabulary_without_its_unknown_token_is_refused(folder: Path) -> None:
+    stored = json.loads((folder / "tokenizer.json").read_text())
+    del stored["model"]["vocab"]["[UNK]"]
+    stored["added_tokens"] = [token for token in stored["added_tokens"] if token["content"] != "[UNK]"]
+    (folder / "tokenizer.json").write_text(json.dumps(stored))
+    with pytest.raises(BundleError, match=r"lacks its token for unknown words, '\[UNK\]'"):
+        read_tokenizer(folder, 10**6)
+
+
+def test_special_tokens_that_are_to_be_split_are_refused(folder: Path) -> None:
+    _edit(folder / "tokenizer_config.json", split_special_tokens=True)
+    with pytest.raises(BundleError, match="split_special_tokens: segue takes a special token in a text for"):
+        read_tokenizer(folder, 10**6)
+
+
 def test_without_settings_the_defaults_are_transformers_own(folder: Path) -> None:
     (folder / "tokenizer_config.json").unlink()
     _agrees_with_transformers(folder)
 
 
 def test_another_class_is_what_its_tokenizer_json_says(folder: Path) -> None:
-    _edit(folder / "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast", do_lower_case=False)
+    settings = folder / "tokenizer_config.json"
+    _edit(settings, tokenizer_class="PreTrainedTokenizerFast", do_lower_case=False)
+    with pytest.raises(BundleError, match="model_input_names: expected for a PreTrainedTokenizerFast"):
+        read_tokenizer(folder, 10**6)
+    _edit(settings, model_input_names=["input_ids", "token_type_ids", "attention_mask"])
     assert read_tokenizer(folder, 10**6).encode("The", "MAN").tokens == [
         "[CLS]",
         "the",
@@ -102,6 +170,8 @@ def test_truncation_and_padding_do_not_leak(folder: Path) -> None:
 def test_the_longest_pair(folder: Path, limit: Any, expected: int) -> None:
     _edit(folder / "tokenizer_config.json", model_max_length=limit)
     assert max_tokens(folder, 512) == expected
+    _edit(folder / "tokenizer_config.json", model_max_length=..., max_len=limit)
+    assert max_tokens(folder, 512) == expected
     (folder / "tokenizer_config.json").unlink()
     assert max_tokens(folder, 512) == 512
 
@@ -118,6 +188,7 @@ ROBERTA = {
 @pytest.mark.parametrize(
     ("part", "value", "said"),
     [
+        ("normalizer", ["x"], r"normalizer: expected an object, got \['x'\]"),
         ("normalizer", None, "normalizer.type: None is not BERT's, which has 'BertNormalizer'"),
         ("pre_tokenizer", {"type": "WhitespaceSplit"}, "pre_tokenizer.type: 'WhitespaceSplit'"),
         ("post_processor", None, r"does not build a pair as \[CLS\] A \[SEP\] B \[SEP\]"),
@@ -185,8 +256,9 @@ def test_a_vocabulary_alone_has_its_limits(folder: Path) -> None:
     _edit(settings, added_tokens_decoder={"335": {"content": "<new>"}})
     with pytest.raises(BundleError, match=r"the added token '<new>' needs a tokenizer\.json"):
         read_tokenizer(folder, 10**6)
-    _edit(settings, added_tokens_decoder=..., tokenizer_class="BertJapaneseTokenizer")
-    with pytest.raises(BundleError, match=r"'BertJapaneseTokenizer' needs a tokenizer\.json"):
+    fast = {"tokenizer_class": "PreTrainedTokenizerFast", "model_input_names": ["token_type_ids"]}
+    _edit(settings, added_tokens_decoder=..., **fast)
+    with pytest.raises(BundleError, match=r"'PreTrainedTokenizerFast' needs a tokenizer\.json"):
         read_tokenizer(folder, 10**6)
     _edit(settings, tokenizer_class=..., do_lower_case="yes")
     with pytest.raises(BundleError, match=r"tokenizer_config\.json"):
