@@ -40,9 +40,9 @@ _MODEL = Path(__file__).parent.parent / "build" / "peers" / "minilm"
 _ROWS, _IN, _OUT = 4096, 384, 1536
 _ABOUT = """`python bench/cpu.py --pairs {pairs} --write`. {pairs} pairs of mixed lengths (log-normal,
 {tokens} tokens), float32, {threads} threads of {cpu}; {versions}.
-Rates are of useful operations: products for real tokens, the last layer for [CLS] alone. ONNX Runtime's MatMul
-of [4096, 384] by [384, 1536] is measured before and after each way; the ratios are to the mean of both, and
-their median is given."""
+Rates are of useful operations: products for real tokens, the last layer for [CLS] alone. ONNX Runtime's
+MatMul of [4096, 384] by [384, 1536] is measured before and after each way; the ratios are to the mean of
+both, and their median is given."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -227,5 +227,7 @@ def _stoppable() -> Iterator[None]:
 
 
 def _complain(error: Exception, code: int) -> int:
-    print(f"segue: {' '.join(str(error).splitlines())}", file=sys.stderr)
+    said = " ".join(str(error).splitlines())
+    said = "".join(c if c.isprintable() else repr(c)[1:-1] for c in said)  # what a file holds may be anything
+    print(f"segue: {said}", file=sys.stderr)
     return code

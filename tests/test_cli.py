@@ -322,6 +322,17 @@ def test_a_stream_that_is_closed_is_named(bundle: Path, redirection: str, name: 
     assert (done.returncode, done.stderr) == (2, f"segue: {name}: is closed\n".encode())
 
 
+def test_what_a_message_quotes_moves_no_cursor(score: Run, tmp_path: Path) -> None:
+    path = write(tmp_path / "pairs.csv", "a,b,c\n1,2,3\n".encode("utf-16-le"))
+    code, _, err = score(path)
+    assert (code, "\0" in err, "\\x00" in err) == (2, False, True)
+
+
+def test_a_score_s_name_that_the_format_cannot_hold_is_refused(score: Run) -> None:
+    code, _, err = score("--header", "--score-name", "x\ty", stdin=b"a\tb\n1\t2\n")
+    assert (code, "the score's name 'x\\ty': a text holds a tab" in err) == (2, True)
+
+
 def test_without_a_stderr_pairs_are_scored(bundle: Path) -> None:
     command = f'"{sys.executable}" -m segue score --model "{bundle}" 2>&-'
     done = subprocess.run(["sh", "-c", command], input=TSV, capture_output=True, check=False)
