@@ -1,9 +1,10 @@
-"""The wheel: what is in it, what it weighs, and that it works where there is no checkout."""
+"""The distributions: what is in them, what the wheel weighs, and that it works where there is no checkout."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -21,18 +22,27 @@ def _run(*command: str | Path, cwd: Path) -> str:
     return done.stdout
 
 
+def _tracked() -> list[str]:
+    names = _run("git", "ls-files", "-z", cwd=ROOT).split("\0")
+    return [name for name in names if name and (ROOT / name).is_file()]
+
+
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("wheel")
+def distributions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of both, the wheel made from the other."""
+    folder = tmp_path_factory.mktemp("distributions")
     # From a copy of what git tracks: a build in the checkout would leave its own folder there.
     source = tmp_path_factory.mktemp("source")
-    tracked = _run("git", "ls-files", "-z", cwd=ROOT).split("\0")
-    for name in filter(None, tracked):
-        if (ROOT / name).is_file():
-            (source / name).parent.mkdir(parents=True, exist_ok=True)
-            (source / name).write_bytes((ROOT / name).read_bytes())
-    _run(sys.executable, "-P", "-m", "build", "--wheel", "--outdir", folder, source, cwd=folder)
-    (built,) = folder.glob("*.whl")
+    for name in _tracked():
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).write_bytes((ROOT / name).read_bytes())
+    _run(sys.executable, "-P", "-m", "build", "--outdir", folder, source, cwd=folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def wheel(distributions: Path) -> Path:
+    (built,) = distributions.glob("*.whl")
     return built
 
 
@@ -58,6 +68,13 @@ def test_the_wheel_holds_every_source_file_and_the_default_model(wheel):
     assert not [
         name for name in names if name.split("/")[0] in ("engine", "kernels", "export", "tests", "bench")
     ]
+
+
+def test_the_source_distribution_holds_all_that_the_readme_calls(distributions):
+    (built,) = distributions.glob("*.tar.gz")
+    with tarfile.open(built) as archive:
+        inside = {name.partition("/")[2] for name in archive.getnames()}
+    assert {name for name in _tracked() if not name.startswith(".")} - inside == set()
 
 
 def test_the_default_model_is_under_48_megabytes():
