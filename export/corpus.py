@@ -5,8 +5,16 @@ Reads UTF-8 files and cuts them into documents and sentences; knows nothing abou
 
 from __future__ import annotations
 
-__all__ = ["Document", "read_documents", "split_documents", "split_sentences"]
+__all__ = [
+    "Document",
+    "check_corpus",
+    "corpus_files",
+    "read_documents",
+    "split_documents",
+    "split_sentences",
+]
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +33,7 @@ _INITIALS = re.compile(r"(?:[A-Za-z]\.)*[A-Za-z]")
 # Typographic quotation marks by number: the letters are easily taken for one another.
 _OPENING = "\"'\u201c\u2018([\u2014-_"
 _CLOSING = "\"'\u201d\u2019)]_"
-_END = re.compile(rf"(?<=\S)([.!?\u2026]+)([{re.escape(_CLOSING)}]*)\s+")
+_MARKS = ".!?\u2026"
 
 
 def split_sentences(text: str) -> list[str]:
@@ -38,7 +46,7 @@ def split_sentences(text: str) -> list[str]:
     return [
         sentence
         for paragraph in re.split(r"\n\s*\n", text)
-        for sentence in _split_paragraph(" ".join(paragraph.split()))
+        for sentence in _split_paragraph(paragraph.split())
     ]
 
 
@@ -49,23 +57,18 @@ def split_documents(text: str) -> list[str]:
 
 def read_documents(path: str | Path) -> list[Document]:
     """The documents of a folder (each file one document, in the order of their names) or of one file
-    (documents separated by blank lines). Hidden files are passed over.
+    (documents separated by blank lines). Hidden files and folders are passed over, and so are links to
+    folders.
 
     Raises `InputError` for what is missing, empty, binary or not UTF-8, and for text that holds no document
-    of at least two sentences: nothing follows anything there.
+    of at least two sentences: nothing follows anything there. `OSError` for what cannot be read.
     """
     path = Path(path)
+    check_corpus(path)
     if path.is_dir():
-        files = sorted(
-            file
-            for file in path.rglob("*")
-            if file.is_file() and not any(part.startswith(".") for part in file.relative_to(path).parts)
-        )
-        texts = [(str(file.relative_to(path)), _read(file)) for file in files]
-    elif path.is_file():
-        texts = [(f"{path.name}#{i}", text) for i, text in enumerate(split_documents(_read(path)), 1)]
+        texts = [(str(file.relative_to(path)), _read(file)) for file in corpus_files(path)]
     else:
-        raise InputError(f"corpus: expected a folder or a text file, got {str(path)!r}, which does not exist")
+        texts = [(f"{path.name}#{i}", text) for i, text in enumerate(split_documents(_read(path)), 1)]
     documents = [Document(name, tuple(split_sentences(text))) for name, text in texts]
     documents = [document for document in documents if document.sentences]
     if not documents:
@@ -76,6 +79,30 @@ def read_documents(path: str | Path) -> list[Document]:
             "write one document a file, or put blank lines between documents and none inside them"
         )
     return documents
+
+
+def check_corpus(path: Path) -> None:
+    """Raise `InputError` unless it is a folder or a file."""
+    if not path.is_dir() and not path.is_file():
+        what = "is neither" if path.exists() else "does not exist"
+        raise InputError(f"corpus: expected a folder or a text file, got {str(path)!r}, which {what}")
+
+
+def corpus_files(folder: Path) -> list[Path]:
+    """The files of a folder and of those in it, in the order of their names. Hidden ones are passed over, and
+    so are links to folders, which may lead round in circles; links to files are not.
+
+    Raises `OSError` for a folder that cannot be read.
+    """
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    files: list[Path] = []
+    for place, folders, names in os.walk(folder, onerror=fail):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        files += [Path(place, name) for name in names if not name.startswith(".")]
+    return sorted(file for file in files if file.is_file())
 
 
 def _read(file: Path) -> str:
@@ -90,28 +117,34 @@ def _read(file: Path) -> str:
         ) from error
 
 
-def _split_paragraph(text: str) -> list[str]:
-    sentences, start = [], 0
-    for end in _END.finditer(text):
-        following = text[end.end() : end.end() + 8].lstrip(_OPENING)[:1]
-        if _ends_sentence(text[start : end.start(1)], end[1], end[2], following):
-            sentences.append(text[start : end.end()].rstrip())
-            start = end.end()
-    return [*sentences, text[start:]] if start < len(text) else sentences
+def _split_paragraph(words: list[str]) -> list[str]:
+    text, sentences, start, end = " ".join(words), [], 0, 0
+    for word in words[:-1]:
+        end += len(word) + 1
+        following = text[end : end + 8].lstrip(_OPENING)[:1]
+        if _ends_sentence(word, following):
+            sentences.append(text[start : end - 1])
+            start = end
+    return [*sentences, text[start:]] if words else []
 
 
-def _ends_sentence(before: str, mark: str, closing: str, following: str) -> bool:
-    """Whether the mark after `before` ends a sentence; `following` is the next letter or digit, if any."""
+def _ends_sentence(word: str, following: str) -> bool:
+    """Whether a sentence ends with the word; `following` is the next letter or digit, if any."""
+    marked = word.rstrip(_CLOSING)
+    stem = marked.rstrip(_MARKS) or marked[:1]  # a mark that opens the word is what is marked
+    mark, closing = marked[len(stem) :], word[len(marked) :]
+    if not mark:
+        return False
     if not following or following.islower():
         return not following
     if mark != "." or closing:
         return True
-    word = re.split(r"[\s\u2014]", before)[-1].lstrip(_OPENING)
-    if word.lower() in _BEFORE_NUMBERS:
+    stem = stem.rpartition("\u2014")[2].lstrip(_OPENING)
+    if stem.lower() in _BEFORE_NUMBERS:
         return not following.isdigit()
-    if word in ("I", "a.m", "p.m"):
+    if stem in ("I", "a.m", "p.m"):
         return True
-    return word.lower() not in _ABBREVIATIONS and not _INITIALS.fullmatch(word)
+    return stem.lower() not in _ABBREVIATIONS and not _INITIALS.fullmatch(stem)
 
 
 @dataclass(frozen=True)

@@ -6,29 +6,34 @@ at a time: memory is bounded by the largest. Knows nothing about tokens.
 
 from __future__ import annotations
 
-__all__ = ["iter_documents"]
+__all__ = ["CORPUS_HELP", "iter_documents"]
 
 from collections.abc import Iterator
 from pathlib import Path
 
 from segue.errors import InputError
-from segue.export.corpus import Document, split_documents, split_sentences
+from segue.export.corpus import Document, check_corpus, corpus_files, split_documents, split_sentences
 
+CORPUS_HELP = (
+    "a folder of UTF-8 files, each a document, links to folders not followed; or a file of documents between "
+    "blank lines"
+)
 _ADVICE = "write one document a file, or put blank lines between documents and none inside them"
 _BUFFER = 1 << 16  # bytes read at once; a zero byte among the first ones tells a binary file at once
 
 
 def iter_documents(path: str | Path) -> Iterator[Document]:
     """The documents of a folder (each file one document, in the order of their names) or of one file
-    (documents separated by blank lines), lazily. Hidden files are passed over.
+    (documents separated by blank lines), lazily. Hidden files and folders are passed over, and so are links
+    to folders.
 
-    Raises `InputError` where it gets to what is missing, binary or not UTF-8; and, at the end, for text that
-    holds nothing, nothing but documents of a single sentence (nothing follows anything there), or one
-    document only (a sentence from a different one cannot be drawn).
+    Raises `InputError` where it gets to what is missing, binary or not UTF-8, and `OSError` where it cannot
+    be read; and, at the end, `InputError` for text that holds nothing, nothing but documents of a single
+    sentence (nothing follows anything there), or one document only (a sentence from a different one cannot
+    be drawn).
     """
     path = Path(path)
-    if not path.is_dir() and not path.is_file():
-        raise InputError(f"corpus: expected a folder or a text file, got {str(path)!r}, which does not exist")
+    check_corpus(path)
     count = longest = 0
     for name, text in _folder(path) if path.is_dir() else _file(path):
         if sentences := tuple(split_sentences(text)):
@@ -49,10 +54,8 @@ def iter_documents(path: str | Path) -> Iterator[Document]:
 
 def _folder(path: Path) -> Iterator[tuple[str, str]]:
     """(name, text) of each document."""
-    for file in sorted(path.rglob("*")):
-        name = file.relative_to(path)
-        if file.is_file() and not any(part.startswith(".") for part in name.parts):
-            yield str(name), "".join(_lines(file))
+    for file in corpus_files(path):
+        yield str(file.relative_to(path)), "".join(_lines(file))
 
 
 def _file(path: Path) -> Iterator[tuple[str, str]]:

@@ -30,7 +30,7 @@ from segue.bundle import MANIFEST, TOKENIZER, Head
 from segue.encoded import Encoded
 from segue.errors import ExecutorUnavailable, InputError
 from segue.export.corpus import Document
-from segue.export.documents import iter_documents
+from segue.export.documents import CORPUS_HELP, iter_documents
 from segue.export.evaluation import ALL, KINDS, PairSet, distance, drawn_set, measured, packed_set
 from segue.export.evaluation_report import report
 from segue.export.reliability import draw_reliability
@@ -40,6 +40,8 @@ from segue.text import PairEncoder
 
 _PACKED_TOKENS = 128  # BERT's own, for nine tenths of its training
 _LEAST_TOKENS = 8
+_MOST = 2**32 - 1
+_BOUNDS = {"pairs": (2, _MOST), "sides": (1, 1000), "seed": (0, _MOST), "max_tokens": (_LEAST_TOKENS, _MOST)}
 _MODEL = ("device", "executor", "precision", "threads", "max_batch_tokens", "batch_invariant")
 _OPTIONS = ("model", *_MODEL, "pairs", "sides", "max_tokens", "reference", "seed", "out")
 
@@ -47,7 +49,7 @@ _OPTIONS = ("model", *_MODEL, "pairs", "sides", "max_tokens", "reference", "seed
 def add_arguments(parser: ArgumentParser) -> None:
     """Add the command's arguments but those that choose a model; `run` reads what they parse to."""
     add = parser.add_argument
-    add("corpus", help="a folder of UTF-8 files, each a document, or a file of documents between blank lines")
+    add("corpus", help=CORPUS_HELP)
     add("--pairs", type=int, default=1000, help="of each kind, half of them IsNext (default: %(default)s)")
     add("--sides", type=int, default=3, help="sentences a side, at most (default: %(default)s)")
     add("--max-tokens", type=int, help=f"of a packed pair (default: {_PACKED_TOKENS}, or the model's limit)")
@@ -96,7 +98,8 @@ def evaluate(
         out: a folder for `metrics.json` and, with matplotlib, `reliability.png`.
 
     "masked_words" is None where the model has no head for them, as a bundle never has; a checkpoint's is
-    judged on the packed pairs, 15 % of their tokens masked.
+    judged on the packed pairs, 15 % of their tokens masked. Its accuracy and loss are None where no token
+    could be masked: where all are [UNK].
 
     Raises `InputError` or `BundleError` before any scoring where an option, the corpus or the model is
     unusable, and `ExecutorUnavailable` where a checkpoint needs transformers and it is missing.
@@ -192,11 +195,14 @@ def _judged(
 
 def _check(options: dict[str, Any], corpus: str | Path) -> None:
     """Raise `InputError` for options that are unusable whatever the model says."""
-    for name, least in {"pairs": 2, "sides": 1, "seed": 0, "max_tokens": _LEAST_TOKENS}.items():
+    for name, (least, most) in _BOUNDS.items():
         value = options[name]
-        whole = isinstance(value, int) and not isinstance(value, bool) and least <= value < 2**32
+        whole = isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
         if not whole and (value is not None or name != "max_tokens"):
-            raise InputError(f"{name}: expected an integer of {least} or more, got {value!r}")
+            raise InputError(f"{name}: expected an integer from {least} to {most}, got {value!r}")
+    for name, path in {"corpus": corpus, "out": options["out"]}.items():
+        if path == "":
+            raise InputError(f"{name}: expected a path, got ''")
     if options["out"] is None:
         return
     out = Path(options["out"])
@@ -246,13 +252,14 @@ def _torch_side(checkpoint: Path | None, options: dict[str, Any]) -> tuple[Modul
         has_words = has_words_head(checkpoint)
         if not (options["reference"] or has_words):
             return None, False
-        from segue.export import checkpoint_scores, pretraining
+        from segue.export import checkpoint_scores, pretraining, pretraining_model
     except ModuleNotFoundError as error:
         raise ExecutorUnavailable(
             f"evaluating this checkpoint needs {error.name}, which is not installed: pip install "
             "'segue[train]'; the bundle that `segue export` makes of it needs none"
         ) from error
     pretraining.set_up(options["seed"], options["threads"])
+    pretraining_model.outline(checkpoint)  # refuses a config that the engine makes do with
     return checkpoint_scores, has_words
 
 

@@ -37,11 +37,19 @@ def drawn_set(
     documents: Sequence[Document], kind: str, *, pairs: int, sides: int, seed: int = 0
 ) -> PairSet | str:
     """A set of `pairs` pairs, half of them IsNext (the odd one too), the others of one of the `KINDS`, with
-    1 to `sides` sentences a side, each number as often; or, in words, why the documents give none.
+    1 to `sides` sentences a side; or, in words, why the documents give none. Drawn with replacement, so a
+    small corpus gives a pair twice.
 
-    Negatives that are not adjacent come from documents so long that every place in them has one, and so do
-    the positives beside them: otherwise where a pair stands, and how long it is, would tell the label.
-    Drawn with replacement, so a small corpus gives a pair twice.
+    Each number of sentences is drawn as often, but a side ends where its document does: of `sides=3`, 29 % of
+    the sides have three in documents of 16 sentences, 31 % in those of 40. Negatives that are not adjacent
+    come from documents so long that every place in them has one, and so do the positives beside them.
+
+    Neither side alone tells the label where sides B come from other documents. Where they come from the same
+    one, the place of a side tells something, the less the longer the document. A side B that is not adjacent
+    lies further from the middle, and is cut short more often, than one that follows: the area under the curve
+    of that distance alone is .63 in documents of 16 sentences and .51 in those of 40, of B's length .53 and
+    .50. Of swapped sides A is the later one: of A's place alone it is .62 and .55, and in documents of two
+    sentences, where A is the second, 1.
     """
     least = 3 * sides + 7 if kind in _DRAWN_AS else 2  # one sentence fewer, and its middle place has none
     fitting = tuple(document for document in documents if len(document.sentences) >= least)

@@ -57,6 +57,8 @@ def _row(name: str, found: Mapping[str, Any]) -> tuple[str, ...]:
 def _words(found: Mapping[str, Any] | None) -> str:
     if found is None:
         return "the model has no head for them"
+    if not found["masked_tokens"]:
+        return f"nothing to measure, no token of {_number(found['instances'], 'packed pair')} could be masked"
     return (
         f"{found['accuracy']:.3f} right, loss {found['loss']:.3f} nats, of "
         f"{_number(found['masked_tokens'], 'token')} in {_number(found['instances'], 'packed pair')}"

@@ -28,8 +28,10 @@ def draw_pairs(sources: Sequence[Source], recipe: Recipe, *, seed: int = 0) -> I
     """An endless stream of pairs. Sources are chosen by their shares, then a place between two neighbouring
     sentences, every place alike: side A ends there. Side B starts there (IsNext) or at another place.
 
-    Both sides of negatives come from the same distribution as those of positives, so that neither side
-    alone gives the label away. Raises `InputError` where no negative can be drawn.
+    Both sides of negatives from other documents come from the same distribution as those of positives, so
+    that neither side alone gives the label away. For those from the same document this holds nearly, where
+    that has some 40 sentences or more; in shorter ones the place and the length of a side tell something of
+    the label (`evaluation.drawn_set` says how much). Raises `InputError` where no negative can be drawn.
     """
     if not sources:
         raise InputError("sources: expected at least one")

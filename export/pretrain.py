@@ -17,44 +17,42 @@ import shutil
 import time
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 
-from segue.errors import BundleError, ExecutorUnavailable, InputError, SegueError
+from segue.errors import ExecutorUnavailable, InputError, SegueError
 from segue.export.curve import draw_curve
-from segue.export.documents import iter_documents
-from segue.export.pretraining_run import last_checkpoint, open_run
-from segue.export.token_store import TokenStore, write_tokens
-from segue.export.vocabulary import check_vocabulary, read_vocabulary, train_vocabulary, write_vocabulary
+from segue.export.documents import CORPUS_HELP
+from segue.export.vocabulary import MOST_TOKENS
 from segue.terminal import say
 
 # name: layers, hidden size, attention heads, as in Google's BERTs of these names
 SIZES = {"tiny": (2, 128, 2), "mini": (4, 256, 4), "small": (4, 512, 8), "base": (12, 768, 12)}
 _POSITIONS = 512  # of a new model
-_VOCABULARY = 30_522  # tokens at most, as in BERT
 _JUDGED = 1000  # instances of the evaluation
-_MOST, _MOST_THREADS = 2**32, 1024
+_MOST, _MOST_THREADS = 2**32 - 1, 1024
+_FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)  # the disk, or what of it a user is allowed
 _UNSEEN = 10**9  # an epoch that no training reaches
 _OPTIONS = (
     "init", "size", "vocab", "vocab_size", "cased", "steps", "epochs", "learning_rate", "batch_size",
     "max_tokens", "warm_up", "whole_words", "seed", "threads", "save_steps", "resume",
 )  # fmt: skip
-_PATHS = ("corpus", "init", "vocab")
+_PATHS = ("corpus", "init", "vocab", "out")
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Add the command's arguments; `run` reads what they parse to."""
     add = parser.add_argument
-    add("corpus", help="a folder of UTF-8 files, each a document, or a file of documents between blank lines")
+    add("corpus", help=CORPUS_HELP)
     add("--out", required=True, help="the folder to write to: checkpoint, metrics.json, curve.png")
     start = parser.add_mutually_exclusive_group(required=True)
     start.add_argument("--init", help="the BERT checkpoint folder to start from")
     start.add_argument("--size", choices=SIZES, help="start from scratch, with a model of this size")
     add("--vocab", help="a checkpoint folder or vocab.txt (default: --init's own, or trained on the corpus)")
-    add("--vocab-size", type=int, help=f"tokens of a trained one, at most (default: {_VOCABULARY})")
+    add("--vocab-size", type=int, help=f"tokens of a trained one, at most (default: {MOST_TOKENS})")
     add("--cased", action="store_true", help="tell upper from lower case, with a trained one or a vocab.txt")
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--steps", type=int, help="how many batches to train on")
@@ -77,9 +75,10 @@ def run(arguments: Namespace) -> None:
     if os.environ.get("RANK", "0") != "0":
         return  # one of several processes says it
     judged = metrics["evaluation"]
+    words = "none masked" if judged["mlm_accuracy"] is None else f"{judged['mlm_accuracy']:.3f} right"
     say(
         f"{metrics['steps']} steps: next sentence {judged['nsp_accuracy']:.3f} right, masked words "
-        f"{judged['mlm_accuracy']:.3f} right, in {judged['instances']} fresh instances: {arguments.out}\n"
+        f"{words}, in {judged['instances']} fresh instances: {arguments.out}\n"
     )
 
 
@@ -112,7 +111,8 @@ def pretrain(
 
     Raises `InputError` or `BundleError` before any training where an option, the corpus, the vocabulary or
     the checkpoint is unusable, `out` taken or nothing there to resume, and `ExecutorUnavailable` where
-    transformers is missing; `SegueError` where the training diverged, `OSError` where the disk is full.
+    transformers is missing; `SegueError` where the training diverged, `OSError` where the disk is full or a
+    file cannot be read.
     """
     try:
         str(out).encode()
@@ -120,12 +120,11 @@ def pretrain(
         raise InputError(f"out: {str(out)!r} is not UTF-8, as the files' formats have names") from error
     options = {name: value for name, value in locals().items() if name not in ("out", "resume")}
     options |= {name: str(value) for name, value in options.items() if isinstance(value, Path)}
-    _check(options)
+    _check(options | {"out": out})
     try:
         from segue.export import pretraining
         from segue.export.checkpoint import read_dimensions
-        from segue.export.masking import Masking
-        from segue.export.pretraining_data import Instances
+        from segue.export.pretraining_start import prepare
     except ModuleNotFoundError as error:
         raise ExecutorUnavailable(
             f"training needs {error.name}, which is not installed: pip install 'segue[train]'"
@@ -139,13 +138,8 @@ def pretrain(
     model = pretraining.load(Path(init)) if init else None
     with pretraining.rank_zero_first(out) as (first, devices):
         options["devices"] = devices  # another number of them gives another result
-        tokenizer, store, checkpoint = _prepare(options, positions, out, resume=resume or not first)
+        tokenizer, instances, steps, checkpoint = prepare(options, positions, out, resume=resume or not first)
     model = model or pretraining.new(_settings(size, tokenizer))
-    masking = Masking(whole_words=whole_words)
-    instances = Instances(store, tokenizer, max_tokens=max_tokens, masking=masking, seed=seed)
-    steps = steps or max(1, round((epochs or 1) * len(instances) / (batch_size * devices)))
-    if steps >= _MOST:
-        raise InputError(f"epochs: expected fewer than {_MOST} steps, got {epochs}, which is {steps:.3g}")
     with _full_disk_told(out):
         curve = pretraining.train(
             model,
@@ -161,7 +155,7 @@ def pretrain(
         )
     instances.set_epoch(_UNSEEN)
     judged = pretraining.evaluate(model, instances, _JUDGED)
-    if not all(map(math.isfinite, judged.values())):
+    if not all(math.isfinite(value) for value in judged.values() if value is not None):
         raise SegueError(
             f"the training diverged, its losses are no numbers any more: learning_rate {learning_rate} is "
             "too large"
@@ -197,13 +191,18 @@ def _full_disk_told(out: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if not any(sign in str(error) for sign in ("No space left on device", "inline_container")):
+        signs = {os.strerror(code): code for code in _FULL} | {"inline_container": errno.ENOSPC}
+        code = next((code for sign, code in signs.items() if sign in str(error)), None)
+        if code is None:
             raise
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(out)) from error
+        raise OSError(code, os.strerror(code), str(out)) from error
 
 
 def _check(options: dict[str, Any]) -> None:
     """Raise `InputError` for options that are unusable whatever the files say."""
+    for name in _PATHS:
+        if options[name] == "":
+            raise InputError(f"{name}: expected a path, got ''")
     for one, other in ("init", "size"), ("steps", "epochs"):
         if options[one] is not None and options[other] is not None:
             raise InputError(f"expected one of {one} and {other}, got both")
@@ -211,13 +210,12 @@ def _check(options: dict[str, Any]) -> None:
         raise InputError(f"size: expected {', '.join(SIZES)}, or init, got {options['size']!r}")
     for name in ("steps", "batch_size", "vocab_size", "threads", "save_steps", "seed", "max_tokens"):
         value, least = options[name], {"seed": 0, "max_tokens": 8}.get(name, 1)
-        if value is not None and not (isinstance(value, int) and least <= value < _MOST):
-            raise InputError(f"{name}: expected an integer of {least} or more, got {value!r}")
-    if (options["threads"] or 0) > _MOST_THREADS:
-        raise InputError(f"threads: expected 1 to {_MOST_THREADS}, got {options['threads']}")
+        most = _MOST_THREADS if name == "threads" else _MOST
+        if value is not None and not (isinstance(value, int) and least <= value <= most):
+            raise InputError(f"{name}: expected an integer from {least} to {most}, got {value!r}")
     for name in ("epochs", "learning_rate"):
         if options[name] is not None and not 0 < options[name] < math.inf:
-            raise InputError(f"{name}: expected more than 0, got {options[name]}")
+            raise InputError(f"{name}: expected a finite number above 0, got {options[name]}")
     if not 0 <= options["warm_up"] < 1:
         raise InputError(f"warm_up: expected a share of the steps, 0 up to 1, got {options['warm_up']}")
     given = options["vocab"] or options["init"]
@@ -227,67 +225,12 @@ def _check(options: dict[str, Any]) -> None:
         raise InputError(f"cased: {given!r} says itself whether it tells upper from lower case")
 
 
-def _prepare(
-    options: dict[str, Any], positions: int, out: Path, *, resume: bool
-) -> tuple[Tokenizer, TokenStore, Path | None]:
-    """(tokenizer, tokens, checkpoint to go on from), the folder of the run being opened and filled.
-
-    What is refused after the folder was made takes it away again, or what was put into it; a run that is
-    resumed loses nothing.
-    """
-    corpus = Path(options["corpus"])
-    if corpus.is_dir() and out.resolve().is_relative_to(corpus.resolve()):
-        raise InputError(f"out: {str(out)!r} is inside the corpus")
-    paths = {name: str(Path(options[name]).resolve()) for name in _PATHS if options[name] is not None}
-    there = out.exists()
-    open_run(out, options | paths, resume=resume)
-    if resume:
-        try:  # the tokens come last, so the vocabulary is there if they are
-            store, tokenizer = TokenStore(out / "tokens"), read_vocabulary(out)
-            store.check_tokenizer(tokenizer)
-            return tokenizer, store, last_checkpoint(out)
-        except BundleError as error:
-            if any(out.glob("checkpoint-*")) or (out / "model.safetensors").exists():
-                raise BundleError(f"resume: this run's tokens are gone or spoilt: {error}") from error
-            # cut off before they were written
-    try:
-        tokenizer = _vocabulary(options)
-        write_vocabulary(tokenizer, out, max_tokens=positions)
-        return tokenizer, write_tokens(iter_documents(corpus), tokenizer, out / "tokens"), None
-    except (InputError, BundleError):
-        if not resume:
-            _clear(out, folder=not there)
-        raise
-
-
-def _clear(out: Path, *, folder: bool) -> None:
-    """Take away what was put into `out`, and the folder itself; what cannot be taken away stays."""
-    with suppress(OSError):
-        for path in out.iterdir():
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
-        if folder:
-            out.rmdir()
-
-
-def _vocabulary(options: dict[str, Any]) -> Tokenizer:
-    lowercase, given = not options["cased"], options["vocab"] or options["init"]
-    if not given:
-        size = options["vocab_size"] or _VOCABULARY
-        return train_vocabulary(options["corpus"], size=size, lowercase=lowercase)
-    tokenizer = read_vocabulary(given, lowercase=lowercase)
-    if options["init"]:
-        check_vocabulary(tokenizer, options["init"])
-    return tokenizer
-
-
-def _settings(size: str | None, tokenizer: Tokenizer) -> dict[str, int]:
+def _settings(size: str | None, tokenizer: Tokenizer) -> dict[str, int | None]:
     """The config of a new model; its embedding table has a row for each id."""
     layers, hidden, heads = SIZES[size or ""]
     return {
         "vocab_size": max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1,
+        "pad_token_id": tokenizer.token_to_id("[PAD]"),  # whose row stays zero
         "num_hidden_layers": layers,
         "hidden_size": hidden,
         "num_attention_heads": heads,

@@ -1,6 +1,7 @@
 """The loop of `segue pretrain`: BERT with both heads, in the transformers Trainer, and its evaluation.
 
-Where its instances come from is `pretraining_data`'s affair, the folder of a run `pretraining_run`'s.
+Where its model comes from is `pretraining_model`'s affair, its instances `pretraining_data`'s, the folder of
+a run `pretraining_run`'s.
 """
 
 from __future__ import annotations
@@ -24,16 +25,14 @@ from typing import Any
 
 import torch
 import transformers
-from safetensors import SafetensorError
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
-from transformers import BertConfig, Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 
-from segue.errors import BundleError
 from segue.export.instances import IS_NEXT
-from segue.export.masking import IGNORED
 from segue.export.pretraining_data import Course, Instances, collate
-from segue.export.pretraining_run import mark_complete
+from segue.export.pretraining_model import BertForPreTraining, load, new
+from segue.export.pretraining_run import drop_older, mark_complete
 
 _LOG_STEPS = 20  # at most
 _TASKS = ("mlm_loss", "nsp_loss")
@@ -77,7 +76,6 @@ def train(
         logging_steps=log_steps,
         logging_nan_inf_filter=False,
         save_steps=save_steps,
-        save_total_limit=2,
         report_to="none",
         disable_tqdm=True,
         seed=seed,
@@ -92,9 +90,10 @@ def train(
     return [{n: point[n] for n in names} for point in trainer.state.log_history if "mlm_loss" in point]
 
 
-def evaluate(model: BertForPreTraining, instances: Instances, count: int) -> dict[str, float]:
+def evaluate(model: BertForPreTraining, instances: Instances, count: int) -> dict[str, Any]:
     """Losses (nats) and accuracies of both tasks on the first `count` instances, or all where there are
-    fewer, and the share of them that is IsNext; mlm is over all masked tokens of them together."""
+    fewer, and the share of them that is IsNext; mlm is over all masked tokens of them together, None where
+    nothing was masked."""
     count = min(count, len(instances))
     sums = torch.zeros(5, dtype=torch.float64)
     masked = 0
@@ -114,11 +113,10 @@ def evaluate(model: BertForPreTraining, instances: Instances, count: int) -> dic
             (follows == IS_NEXT).sum(),
         ]
         sums += torch.stack([part.double() for part in parts]).cpu()
-    mlm = (sums[:2] / max(masked, 1)).tolist()
-    nsp = (sums[2:] / count).tolist()
+    mlm = [round(value, 6) for value in (sums[:2] / masked).tolist()] if masked else [None, None]
+    nsp = [round(value, 6) for value in (sums[2:] / count).tolist()]
     names = ("mlm_loss", "mlm_accuracy", "nsp_loss", "nsp_accuracy", "is_next")
-    values = {name: round(value, 6) for name, value in zip(names, (*mlm, *nsp), strict=True)}
-    return {"instances": count, "masked_tokens": masked, **values}
+    return {"instances": count, "masked_tokens": masked, **dict(zip(names, (*mlm, *nsp), strict=True))}
 
 
 def precision() -> dict[str, bool]:
@@ -146,28 +144,6 @@ def set_up(seed: int, threads: int | None) -> None:
         torch.set_num_threads(threads)
 
 
-def new(settings: dict[str, Any]) -> BertForPreTraining:
-    """A model of that config, its weights drawn from PyTorch's random numbers."""
-    return BertForPreTraining(BertConfig(**settings))
-
-
-def load(folder: Path) -> BertForPreTraining:
-    """The checkpoint in float32; heads that it lacks are new.
-
-    Raises `BundleError` where its weights are missing, unreadable, or not those its config.json tells of.
-    """
-    try:
-        model, found = BertForPreTraining.from_pretrained(
-            folder, dtype=torch.float32, output_loading_info=True, local_files_only=True
-        )
-    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-        raise BundleError(f"init: {str(folder)!r} does not load as a BERT: {error}") from error
-    lost = [name for name in found["missing_keys"] if name.startswith(("bert.embeddings", "bert.encoder"))]
-    if lost:
-        raise BundleError(f"init: {str(folder)!r} lacks {len(lost)} weights of a BERT, one is {min(lost)}")
-    return model
-
-
 @contextmanager
 def rank_zero_first(out: Path) -> Iterator[tuple[bool, int]]:
     """With several processes, run the body in the first, then in the others; yields whether it is the first,
@@ -177,35 +153,6 @@ def rank_zero_first(out: Path) -> Iterator[tuple[bool, int]]:
     )
     with args.main_process_first(local=False, desc="data"):
         yield args.process_index == 0, args.world_size * max(1, args.n_gpu)
-
-
-class BertForPreTraining(transformers.BertForPreTraining):
-    """Hugging Face's, and named like it in config.json; but with labels it computes the words' head only for
-    the tokens that have one, one in seven, and gives both losses apart."""
-
-    def forward(self, input_ids=None, labels=None, next_sentence_label=None, **inputs):
-        """With both labels, a dict of loss, mlm_loss and nsp_loss, scalars; with next_sentence_label alone,
-        of loss and nsp_loss; without, what Hugging Face's gives."""
-        if next_sentence_label is None:
-            return super().forward(input_ids, **inputs)
-        if labels is None:
-            read = self.bert(input_ids, **inputs)
-            loss = cross_entropy(self.cls.seq_relationship(read.pooler_output), next_sentence_label)
-            return {"loss": loss, "nsp_loss": loss}
-        words, said, pairs = self.read(input_ids, labels, **inputs)
-        # a batch may have no masked token, where every token is [UNK]; the mean would be nan
-        mlm = cross_entropy(words, said, reduction="sum") / max(len(said), 1)
-        nsp = cross_entropy(pairs, next_sentence_label)
-        return {"loss": mlm + nsp, "mlm_loss": mlm, "nsp_loss": nsp}
-
-    def read(
-        self, input_ids: torch.Tensor, labels: torch.Tensor, next_sentence_label: Any = None, **inputs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """(logits [M, V], labels [M]) of the M masked tokens, logits [B, 2] of the pairs."""
-        read = self.bert(input_ids, **inputs)
-        chosen = labels != IGNORED
-        words = self.cls.predictions(read.last_hidden_state[chosen])
-        return words, labels[chosen], self.cls.seq_relationship(read.pooler_output)
 
 
 class LossTrainer(Trainer):
@@ -234,10 +181,11 @@ class LossTrainer(Trainer):
 
 
 class _Progress(TrainerCallback):
-    """The bar, with both losses, in the first process; and the mark on checkpoints that are complete."""
+    """The bar, with both losses, on the first process's terminal; and the mark on checkpoints that are
+    complete."""
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
-        hidden = not state.is_world_process_zero
+        hidden = not state.is_world_process_zero or None  # None hides it where stderr is no terminal
         self.bar = tqdm(total=state.max_steps, initial=state.global_step, unit="step", disable=hidden)
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
@@ -248,8 +196,10 @@ class _Progress(TrainerCallback):
             self.bar.set_postfix(mlm=f"{logs['mlm_loss']:.3f}", nsp=f"{logs['nsp_loss']:.3f}")
 
     def on_save(self, args, state, control, **kwargs) -> None:
+        args.distributed_state.wait_for_everyone()  # each process writes its own random numbers' state
         if state.is_world_process_zero:
             mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+            drop_older(Path(args.output_dir))
 
     def on_train_end(self, args, state, control, **kwargs) -> None:
         self.bar.close()

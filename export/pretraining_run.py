@@ -1,23 +1,28 @@
 """The folder of a pre-training run: what it was started with, and its last complete checkpoint.
 
 A run may be killed at any moment: the record comes first, a checkpoint counts once it is marked complete, and
-what came after the last mark is done again. Knows nothing about models.
+what came after the last mark is done again. The mark says what the checkpoint's files hold, for the trainer
+starts afresh, without a word, what it does not find. Knows nothing about models.
 """
 
 from __future__ import annotations
 
-__all__ = ["last_checkpoint", "mark_complete", "open_run"]
+__all__ = ["checkpoints", "drop_older", "last_checkpoint", "mark_complete", "open_run"]
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
+from segue.bundle import read_object, sha256
 from segue.errors import BundleError, InputError
 
 _RECORD = "pretraining.json"
-_MARK = "complete"
+_MARK = "complete"  # an object: name of each file, its SHA-256
+_CHECKPOINT = re.compile("checkpoint-([1-9][0-9]*)")  # as the trainer names them; all else is the user's
+_KEPT = 2  # checkpoints
 
 
 def open_run(out: Path, options: dict[str, Any], *, resume: bool) -> None:
@@ -49,16 +54,45 @@ def open_run(out: Path, options: dict[str, Any], *, resume: bool) -> None:
             )
 
 
+def checkpoints(out: Path) -> list[Path]:
+    """The folders of the run's checkpoints, complete or not, the newest first."""
+    names = ((_CHECKPOINT.fullmatch(path.name), path) for path in out.iterdir() if path.is_dir())
+    found = {int(name[1]): path for name, path in names if name}
+    return [found[step] for step in sorted(found, reverse=True)]
+
+
 def mark_complete(checkpoint: Path) -> None:
-    """Say that all of the checkpoint is written."""
-    (checkpoint / _MARK).touch()
+    """Say that all of the checkpoint is written, and what it is."""
+    files = (file for file in sorted(checkpoint.iterdir()) if file.is_file() and file.name != _MARK)
+    digests = {file.name: sha256(file) for file in files}
+    part = checkpoint / f"{_MARK}.part"
+    part.write_text(json.dumps(digests, indent=1) + "\n", encoding="utf-8")
+    os.replace(part, checkpoint / _MARK)
+
+
+def drop_older(out: Path) -> None:
+    """Remove all checkpoints but the newest two. The trainer's own way would take folders of the user's."""
+    for checkpoint in checkpoints(out)[_KEPT:]:
+        shutil.rmtree(checkpoint)
 
 
 def last_checkpoint(out: Path) -> Path | None:
-    """The newest complete checkpoint, or None; newer ones that were cut off are removed."""
-    found = {int(p.name.split("-")[1]): p for p in out.glob("checkpoint-*") if p.name.split("-")[1].isdigit()}
-    for step in sorted(found, reverse=True):
-        if (found[step] / _MARK).is_file():
-            return found[step]
-        shutil.rmtree(found[step])
+    """The newest complete checkpoint, or None; newer ones that were cut off are removed.
+
+    Raises `BundleError` where a file of it is missing, or is not what was saved.
+    """
+    for checkpoint in checkpoints(out):
+        if (checkpoint / _MARK).is_file():
+            _check(checkpoint)
+            return checkpoint
+        shutil.rmtree(checkpoint)
     return None
+
+
+def _check(checkpoint: Path) -> None:
+    for name, digest in read_object(checkpoint / _MARK).items():
+        file = checkpoint / name
+        if not file.is_file():
+            raise BundleError(f"resume: {file} is missing")
+        if sha256(file) != digest:
+            raise BundleError(f"resume: {file} is not what was saved")

@@ -19,11 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from segue.bundle import read_object
 from segue.errors import BundleError, InputError
 from segue.export.corpus import Document
 
 _FORMAT = 1
 _DTYPES = {"ids": np.dtype("<i4"), "sentences": np.dtype("<i8"), "documents": np.dtype("<i8")}
+_COUNTS = ("tokens", "sentences", "documents")
 _AT_ONCE = 1 << 17  # characters; the tokenizer's own objects take some hundred bytes a token
 
 
@@ -62,7 +64,7 @@ def write_tokens(documents: Iterable[Document], tokenizer: Tokenizer, folder: st
             f"{'document' if count == 1 else 'documents'} of {sentences} sentences with any token"
         )
     facts = {"format": _FORMAT, "tokenizer": _digest(plain)}
-    facts |= {"tokens": tokens, "sentences": sentences, "documents": count}
+    facts |= zip(_COUNTS, (tokens, sentences, count), strict=True)
     (folder / "store.json.part").write_text(json.dumps(facts, indent=1) + "\n")
     os.replace(folder / "store.json.part", folder / "store.json")
     return TokenStore(folder)
@@ -110,15 +112,21 @@ class TokenStore:
         """Open what `write_tokens` wrote. Raises `BundleError` where it is missing or incomplete."""
         self.folder = Path(folder)
         try:
-            facts = json.loads((self.folder / "store.json").read_text())
-        except (OSError, ValueError) as error:
+            facts = read_object(self.folder / "store.json")
+        except (OSError, BundleError) as error:
             raise BundleError(f"{self.folder}: no complete token store: {error}") from error
         if facts.get("format") != _FORMAT:
             raise BundleError(f"{self.folder}: format: expected {_FORMAT}, got {facts.get('format')!r}")
-        self.tokenizer_digest: str = facts["tokenizer"]
-        self.ids = self._map("ids", facts["tokens"])
-        self.sentences = self._map("sentences", facts["sentences"] + 1)
-        self.documents = self._map("documents", facts["documents"] + 1)
+        for name in _COUNTS:
+            if type(facts.get(name)) is not int or facts[name] < 1:
+                raise BundleError(
+                    f"{self.folder}: {name}: expected an integer from 1, got {facts.get(name)!r}"
+                )
+        tokens, sentences, documents = (facts[name] for name in _COUNTS)
+        self.tokenizer_digest = str(facts.get("tokenizer"))
+        self.ids = self._map("ids", tokens)
+        self.sentences = self._map("sentences", sentences + 1)
+        self.documents = self._map("documents", documents + 1)
 
     def __reduce__(self) -> tuple[type[TokenStore], tuple[Path]]:
         return TokenStore, (self.folder,)

@@ -5,9 +5,17 @@ The tokenizer is BERT's own: what `segue.export.tokenizer` reads and transformer
 
 from __future__ import annotations
 
-__all__ = ["SPECIAL", "check_vocabulary", "read_vocabulary", "train_vocabulary", "write_vocabulary"]
+__all__ = [
+    "MOST_TOKENS",
+    "SPECIAL",
+    "check_vocabulary",
+    "read_vocabulary",
+    "train_vocabulary",
+    "write_vocabulary",
+]
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,19 +29,23 @@ from segue.export.documents import iter_documents
 from segue.export.tokenizer import read_tokenizer
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # BERT's, in its order: ids 0 to 4
+MOST_TOKENS = 30_522  # as in BERT
+_LETTERS = 100  # of a word at most; WordPiece makes longer ones [UNK]
+_LONG = re.compile(rf"\S{{{_LETTERS + 1}}}")
 _SPARE = 128  # rows of an embedding table without a token: tables padded for speed have fewer
 
 
 def train_vocabulary(
     corpus: str | Path,
     *,
-    size: int = 30_522,
+    size: int = MOST_TOKENS,
     lowercase: bool = True,
     strip_accents: bool | None = None,
     letters: int = 1000,
 ) -> Tokenizer:
     """BERT's tokenizer with a vocabulary of at most `size` tokens, special ones included, trained on the
-    corpus (read twice, a document at a time; memory is bounded by its distinct words).
+    corpus (read twice, a document at a time; memory is bounded by its distinct words), words of more than
+    100 letters left out.
 
     `letters` bounds the alphabet: rarer letters become [UNK]. strip_accents=None does as `lowercase` says, as
     in BERT. A corpus that has fewer words and pieces occurring twice gives a smaller vocabulary. The same
@@ -42,7 +54,7 @@ def train_vocabulary(
     """
     normalizer = _normalizer(lowercase, strip_accents)
     counts: Counter[str] = Counter()
-    for text in _sentences(corpus):
+    for text in _sentences(corpus, normalizer):
         counts.update(normalizer.normalize_str(text))
     counted = sorted((-count, letter) for letter, count in counts.items() if not letter.isspace())
     alphabet = sorted(letter for _, letter in counted[:letters])
@@ -62,7 +74,7 @@ def train_vocabulary(
         special_tokens=[*SPECIAL, *inside],
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_sentences(corpus), trainer)
+    tokenizer.train_from_iterator(_sentences(corpus, normalizer), trainer)
     numbers = tokenizer.get_vocab(with_added_tokens=False)
     trained = sorted(numbers, key=lambda token: numbers[token])
     ordered = dict.fromkeys([*SPECIAL, *alphabet, *inside, *trained])
@@ -73,7 +85,7 @@ def read_vocabulary(
     path: str | Path, *, lowercase: bool = True, strip_accents: bool | None = None
 ) -> Tokenizer:
     """The tokenizer of a checkpoint folder, which knows itself what to lower-case; or of a vocab.txt (a token
-    a line, its number the id), to which the options apply.
+    a line, its number the id, which an empty line leaves free), to which the options apply.
 
     Raises `BundleError` for a folder without a tokenizer like BERT's, `InputError` for a file that is none.
     """
@@ -99,8 +111,9 @@ def write_vocabulary(tokenizer: Tokenizer, folder: str | Path, *, max_tokens: in
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
     numbers = tokenizer.get_vocab(with_added_tokens=True)
-    words = sorted(numbers, key=lambda word: numbers[word])
-    (folder / "vocab.txt").write_text("".join(f"{word}\n" for word in words), encoding="utf-8")
+    words = {i: word for word, i in numbers.items()}
+    lines = (words.get(i, "") for i in range(max(words) + 1))  # empty where no token has the id: lines count
+    (folder / "vocab.txt").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     normalizer = json.loads(tokenizer.to_str())["normalizer"]
     settings = {
         "tokenizer_class": "BertTokenizer",
@@ -143,14 +156,25 @@ def check_vocabulary(tokenizer: Tokenizer, checkpoint: str | Path) -> None:
             )
 
 
-def _sentences(corpus: str | Path) -> Iterator[str]:
-    return (sentence for document in iter_documents(corpus) for sentence in document.sentences)
+def _sentences(corpus: str | Path, normalizer: normalizers.Normalizer) -> Iterator[str]:
+    """The sentences, but for words so long that WordPiece makes them [UNK]: nothing of them is of use, and
+    the trainer takes the square of a word's length."""
+    for document in iter_documents(corpus):
+        for sentence in document.sentences:
+            if _LONG.search(sentence):
+                words = _words(sentence, normalizer)
+                sentence = " ".join(word for word in words if len(word) <= _LETTERS)
+            yield sentence
 
 
 def _continues(letter: str, normalizer: normalizers.Normalizer) -> bool:
     """Whether the letter can stand inside a word; punctuation and Chinese characters are words themselves."""
-    text = normalizer.normalize_str(f"a{letter}")
-    return len(pre_tokenizers.BertPreTokenizer().pre_tokenize_str(text)) == 1
+    return len(_words(f"a{letter}", normalizer)) == 1
+
+
+def _words(text: str, normalizer: normalizers.Normalizer) -> list[str]:
+    found = pre_tokenizers.BertPreTokenizer().pre_tokenize_str(normalizer.normalize_str(text))
+    return [word for word, _ in found]
 
 
 def _normalizer(lowercase: bool, strip_accents: bool | None) -> normalizers.Normalizer:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import re
+
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from segue.errors import InputError
-from segue.export.corpus import read_documents, split_documents, split_sentences
+from segue.export.corpus import corpus_files, read_documents, split_documents, split_sentences
 
 # Each is one text and its sentences, divided by " | ".
 AWKWARD = [
@@ -52,6 +57,17 @@ def test_nothing_is_lost_or_added():
 def test_sentences_in_linear_time():
     sentence = "One sentence of a very long paragraph stands here. "
     assert len(split_sentences(sentence * 20_000)) == 20_000
+    for endless in ("." * 400_000 + "x", "!_" * 200_000 + "x y", "Mr. " * 100_000 + "X"):
+        assert split_sentences(endless) == [endless]
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text(alphabet="5.!?\u2026)\u2019 ", max_size=30))
+def test_a_mark_after_anything_but_a_space_ends_a_sentence(text):
+    """As one expression, which takes the square of a run's length."""
+    words = " ".join(text.split())
+    expected = re.sub(r"(?<=\S)([.!?\u2026]+)([)\u2019]*) ", r"\1\2\n", words)
+    assert split_sentences(text) == expected.splitlines()
 
 
 def test_documents_of_a_file():
@@ -98,3 +114,35 @@ def test_an_empty_folder_and_a_missing_one(tmp_path):
         read_documents(tmp_path)
     with pytest.raises(InputError, match="does not exist"):
         read_documents(tmp_path / "nowhere")
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    (tmp_path / "a.txt").write_text("One. Two.")
+    (tmp_path / "locked").mkdir()
+    (tmp_path / ".hidden").mkdir()
+    scandir = os.scandir
+
+    def guarded(path):
+        if os.path.basename(path) in ("locked", ".hidden"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", guarded)
+    with pytest.raises(PermissionError, match=r"Permission denied: '.*/locked'"):
+        corpus_files(tmp_path)
+    (tmp_path / "locked").rmdir()
+    assert corpus_files(tmp_path) == [tmp_path / "a.txt"]
+
+
+def test_links_to_files_are_followed_and_links_to_folders_are_not(tmp_path):
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "a.txt").write_text("One. Two.")
+    (tmp_path / "corpus" / "link.txt").symlink_to(tmp_path / "a.txt")
+    (tmp_path / "corpus" / "round").symlink_to(tmp_path / "corpus")
+    assert corpus_files(tmp_path / "corpus") == [tmp_path / "corpus" / "link.txt"]
+
+
+def test_what_is_neither_a_file_nor_a_folder_is_said_to_be(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError, match=r"expected a folder or a text file, got '.*pipe', which is neither"):
+        read_documents(tmp_path / "pipe")

@@ -29,6 +29,7 @@ from segue.export.evaluate import _MODEL, _OPTIONS, add_arguments, evaluate
 from segue.export.evaluation import KINDS, PairSet, distance, drawn_set, measured, packed_set
 from segue.export.instances import Recipe, Source, draw_pairs
 from segue.export.masking import IGNORED
+from segue.export.measures import auc
 from segue.export.packing import pack_epoch
 from segue.export.pretrain import pretrain
 from segue.export.pretraining_data import Instances
@@ -119,6 +120,21 @@ def test_documents_for_pairs_that_are_not_adjacent_are_just_long_enough(sides):
     assert isinstance(drawn_set(numbered(least, least), kind, pairs=9, sides=sides), PairSet)
     why = drawn_set(numbered(least, least - 1), kind, pairs=9, sides=sides)
     assert why == f"it takes two documents of {least} sentences or more, and there are 1"
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "expected"),
+    [
+        ("same document, not adjacent", 16, 0.63),
+        ("same document, not adjacent", 40, 0.51),
+        ("other document", 16, 0.5),
+    ],
+)
+def test_how_far_the_place_of_side_b_tells_the_label(kind, size, expected):
+    """As `drawn_set` says."""
+    found = drawn_set(numbered(*[size] * 6), kind, pairs=20_000, sides=3)
+    middles = [(places(pair.b)[0][1] + places(pair.b)[-1][1]) / 2 for pair in found.pairs]
+    assert auc(-np.abs(np.array(middles) - (size - 1) / 2), found.truth) == pytest.approx(expected, abs=0.015)
 
 
 def test_the_seed_is_everything_and_kinds_share_no_draws():
@@ -297,6 +313,27 @@ def test_masked_words_are_judged_as_transformers_judges_them(corpus, both_heads,
     assert found["accuracy"] == pytest.approx(np.mean(right), abs=1e-6)
 
 
+def test_where_no_word_can_be_masked_there_is_nothing_to_measure(both_heads, tmp_path, capsys):
+    """Every token is [UNK]: no word of the text is in the vocabulary."""
+    for name in "abcd":
+        (tmp_path / name).write_text("\n\n".join(["\u0416 \u0416"] * 3), encoding="utf-8")
+    line = ["evaluate", str(tmp_path), "--model", str(both_heads), "--pairs", "4"]
+    assert main([*line, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["masked_words"]
+    assert (found["masked_tokens"], found["accuracy"], found["loss"]) == (0, None, None)
+    assert main(line) == 0
+    assert "masked words: nothing to measure, no token of 4 packed pairs" in capsys.readouterr().out
+
+
+def test_a_config_that_only_the_engine_can_do_with_is_refused(corpus, make_checkpoint, tmp_path, monkeypatch):
+    folder = shutil.copytree(make_checkpoint(**SMALL), tmp_path / "checkpoint")
+    config = json.loads((folder / "config.json").read_text()) | {"hidden_dropout_prob": "x"}
+    (folder / "config.json").write_text(json.dumps(config))
+    monkeypatch.delattr(Engine, "score")
+    with pytest.raises(BundleError, match=r"config\.json: .*hidden_dropout_prob"):
+        evaluate(corpus, model=folder, reference=True, **FEW)
+
+
 def test_the_words_head_is_found_in_every_form(make_checkpoint, both_heads, tmp_path):
     assert has_words_head(both_heads)
     assert not has_words_head(make_checkpoint(**SMALL))
@@ -429,14 +466,16 @@ def test_every_argument_reaches_the_function(corpus):
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"pairs": 0}, "pairs: expected an integer of 2 or more, got 0"),
+        ({"pairs": 0}, "pairs: expected an integer from 2 to 4294967295, got 0"),
         ({"pairs": True}, "pairs: expected"),
         ({"pairs": None}, "pairs: expected"),
-        ({"sides": 0}, "sides: expected an integer of 1 or more, got 0"),
+        ({"sides": 0}, "sides: expected an integer from 1 to 1000, got 0"),
+        ({"sides": 10**9}, "sides: expected an integer from 1 to 1000, got 1000000000"),
         ({"sides": 1.5}, "sides"),
         ({"seed": -1}, "seed"),
-        ({"max_tokens": 7}, "max_tokens: expected an integer of 8 or more, got 7"),
+        ({"max_tokens": 7}, "max_tokens: expected an integer from 8 to 4294967295, got 7"),
         ({"max_tokens": 513}, "max_tokens: expected at most 512, the model's limit, got 513"),
+        ({"out": ""}, "out: expected a path, got ''"),
         ({"device": "toaster"}, "device"),
         ({"threads": 0}, "threads"),
     ],

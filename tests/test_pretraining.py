@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import errno
+import io
 import json
 import logging
 import math
@@ -15,6 +17,7 @@ import subprocess
 import sys
 import textwrap
 import time
+import types
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +30,7 @@ from segue.errors import BundleError, InputError, SegueError
 from segue.export import export_checkpoint, pretraining
 from segue.export.packing import pack_epoch
 from segue.export.pretrain import _OPTIONS, add_arguments, pretrain, run
-from segue.export.pretraining_run import last_checkpoint, mark_complete, open_run
+from segue.export.pretraining_run import drop_older, last_checkpoint, mark_complete, open_run
 from segue.export.token_store import TokenStore
 
 TOPICS = [["amber", "brook", "cedar", "delta"], ["ember", "fjord", "grove", "heath"],
@@ -148,8 +151,7 @@ def test_killed_at_a_random_step_it_resumes_to_the_same_result(corpus, uninterru
     assert not (out / "metrics.json").exists()
     done = subprocess.run(command(corpus, out, "--resume"), capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "nsp=" in done.stderr, "the bar shows the losses"
-    assert "mlm=" in done.stderr
+    assert "nsp=" not in done.stderr, "a bar is for terminals"
     assert "40 steps: next sentence 0." in done.stdout
     assert_same_result(out, expected)
 
@@ -178,6 +180,34 @@ def test_every_state_a_kill_can_leave_resumes_to_the_same_result(corpus, uninter
     (early / "tokenizer.json").write_text("{")
     pretrain(corpus, out=early, **KILLED, resume=True)
     assert_same_result(early, expected)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "optimizer.pt",
+        "scheduler.pt",
+        "rng_state.pth",
+        "trainer_state.json",
+        "model.safetensors",
+        "config.json",
+    ],
+)
+def test_a_checkpoint_that_lost_a_file_is_refused(corpus, uninterrupted, tmp_path, name):
+    """The trainer would start afresh what it does not find, and train another model."""
+    out = shutil.copytree(uninterrupted[0], tmp_path / "out")
+    file = out / "checkpoint-40" / name
+    data = file.read_bytes()
+    file.unlink()
+    with pytest.raises(BundleError, match=f"resume: .*checkpoint-40/{name} is missing"):
+        pretrain(corpus, out=out, **KILLED, resume=True)
+    for spoilt in (b"", data[:100], bytes(len(data))):
+        file.write_bytes(spoilt)
+        with pytest.raises(BundleError, match=f"resume: .*checkpoint-40/{name} is not what was saved"):
+            last_checkpoint(out)
+    (out / "checkpoint-40" / "complete").write_bytes(b"")
+    with pytest.raises(BundleError, match="complete: not readable as JSON"):
+        last_checkpoint(out)
 
 
 def test_a_run_is_resumed_from_anywhere_by_any_name_of_its_corpus(corpus, uninterrupted, monkeypatch):
@@ -228,6 +258,50 @@ def test_the_last_complete_checkpoint_counts(tmp_path):
     assert (tmp_path / "checkpoint-8").exists()
 
 
+def test_what_is_no_checkpoint_is_the_users(tmp_path):
+    """Whether a run is resumed, or drops the checkpoints before the last two."""
+    mine = ["checkpoint-0-mine", "checkpoint-\u00b2", "checkpoint-3 old", "checkpoint-", "checkpoint-07"]
+    for name in mine:
+        (tmp_path / name).mkdir()
+    (tmp_path / "checkpoint-30").write_text("mine")
+    assert last_checkpoint(tmp_path) is None
+    for step in (9, 10, 11):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    drop_older(tmp_path)
+    kept = ["checkpoint-10", "checkpoint-11", "checkpoint-30"]
+    assert sorted(os.listdir(tmp_path)) == sorted([*mine, *kept])
+
+
+def test_the_trainer_removes_no_folder_of_the_users(corpus, uninterrupted, tmp_path):
+    out = shutil.copytree(uninterrupted[0], tmp_path / "out")
+    shutil.rmtree(out / "checkpoint-40")
+    (out / "checkpoint-9-mine").mkdir()
+    pretrain(corpus, out=out, **KILLED, resume=True)
+    assert {path.name for path in out.glob("checkpoint-*")} == {
+        "checkpoint-9-mine",
+        "checkpoint-36",
+        "checkpoint-40",
+    }
+    ours, theirs = weights(out), weights(uninterrupted[0])
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_the_bar_shows_the_losses_on_a_terminal(monkeypatch, terminal):
+    class Stream(io.StringIO):
+        def isatty(self) -> bool:
+            return terminal
+
+    monkeypatch.setattr(sys, "stderr", stream := Stream())
+    state = types.SimpleNamespace(is_world_process_zero=True, max_steps=4, global_step=2)
+    bar = pretraining._Progress()
+    bar.on_train_begin(None, state, None)
+    bar.on_log(None, state, None, logs={"mlm_loss": 1.5, "nsp_loss": 0.25})
+    bar.on_train_end(None, state, None)
+    assert ("mlm=1.500, nsp=0.250" in stream.getvalue()) == terminal
+    assert bool(stream.getvalue()) == terminal
+
+
 def test_from_a_checkpoint_with_whole_words_by_epochs(corpus, learnt, tmp_path, capsys):
     init, _, _ = learnt
     parser = argparse.ArgumentParser()
@@ -268,19 +342,24 @@ def test_both_losses_are_hugging_faces_own(learnt):
         ({"size": "huge"}, "size: expected tiny, mini, small, base, or init, got 'huge'"),
         ({"size": None}, "size: expected"),
         ({"steps": 1, "epochs": 1.0}, "one of steps and epochs"),
-        ({"steps": 0}, "steps: expected an integer of 1 or more, got 0"),
+        ({"steps": 0}, "steps: expected an integer from 1 to 4294967295, got 0"),
+        ({"steps": 2**32}, "steps: expected an integer from 1 to 4294967295, got 4294967296"),
         ({"batch_size": 2.5}, "batch_size"),
-        ({"threads": 100_000}, "threads: expected 1 to 1024, got 100000"),
+        ({"threads": 100_000}, "threads: expected an integer from 1 to 1024, got 100000"),
         ({"save_steps": 0}, "save_steps"),
-        ({"seed": -1}, "seed: expected an integer of 0 or more, got -1"),
-        ({"epochs": math.nan}, "epochs: expected more than 0"),
-        ({"learning_rate": math.inf}, "learning_rate"),
+        ({"seed": -1}, "seed: expected an integer from 0 to 4294967295, got -1"),
+        ({"epochs": math.nan}, "epochs: expected a finite number above 0, got nan"),
+        ({"epochs": 1e30}, "epochs: expected at most 4294967295 steps, got 1e.30, which is "),
+        ({"epochs": 1e308}, "epochs: expected at most 4294967295 steps"),
+        ({"learning_rate": math.inf}, "learning_rate: expected a finite number above 0, got inf"),
         ({"warm_up": 1.0}, "warm_up"),
         ({"max_tokens": 513}, "max_tokens: expected at most 512, got 513"),
         ({"vocab_size": 10}, "size: expected .* for the letters alone"),
         ({"vocab": "vocab.txt"}, "vocab_size: a vocabulary is given"),
         ({"vocab": "nowhere", "vocab_size": None}, "vocabulary: 'nowhere'"),
         ({"vocab": ".", "vocab_size": None, "cased": True}, "cased: '.' says itself"),
+        ({"vocab": ""}, "vocab: expected a path, got ''"),
+        ({"init": "", "size": None}, "init: expected a path, got ''"),
         ({"resume": True}, "resume: nothing to resume in .*out"),
     ],
 )
@@ -312,8 +391,42 @@ def test_refused_corpora(content, reason, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_what_fails_early_leaves_nothing_behind(corpus, tmp_path, monkeypatch):
+    words = tmp_path / "vocab.txt"
+    words.write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\n")
+    with pytest.raises(InputError, match="no word but special tokens"):
+        pretrain(corpus, out=tmp_path / "out", **SHORT | {"vocab": words, "vocab_size": None})
+    assert not (tmp_path / "out").exists()
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "a.txt")
+
+    monkeypatch.setattr("segue.export.documents._lines", fail)
+    (tmp_path / "empty").mkdir()
+    for out in (tmp_path / "out", tmp_path / "empty"):
+        with pytest.raises(PermissionError, match=r"a\.txt"):
+            pretrain(corpus, out=out, **SHORT)
+    assert not (tmp_path / "out").exists()
+    assert os.listdir(tmp_path / "empty") == []
+
+
+def test_the_padding_is_the_vocabularys(corpus, uninterrupted, tmp_path):
+    """Its embedding begins as zero and learns nothing as an input, which an ordinary word's must not be."""
+    lines = (uninterrupted[0] / "vocab.txt").read_text().splitlines()
+    words = tmp_path / "vocab.txt"
+    words.write_text("\n".join([*lines[1:], lines[0]]))
+    options = SHORT | {"vocab": words, "vocab_size": None, "steps": 1}
+    pretrain(corpus, out=tmp_path / "out", **options)
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["pad_token_id"] == len(lines) - 1
+    table = pretraining.new(config).get_input_embeddings().weight
+    assert (table == 0).all(dim=1).nonzero().tolist() == [[len(lines) - 1]]
+
+
 def test_refused_places(corpus, learnt, tmp_path):
     out, _, _ = learnt
+    with pytest.raises(InputError, match="out: expected a path, got ''"):
+        pretrain(corpus, out="", **SHORT)
     with pytest.raises(InputError, match="holds a run; --resume goes on with it"):
         pretrain(corpus, out=out, **SHORT)
     (tmp_path / "file").touch()
@@ -351,11 +464,6 @@ def test_a_run_whose_tokens_are_gone_is_kept(corpus, uninterrupted, tmp_path):
     assert sorted(out.rglob("*")) == before
 
 
-def test_more_steps_than_can_be_counted_are_refused(corpus, tmp_path):
-    with pytest.raises(InputError, match=r"epochs: expected fewer than 4294967296 steps, got 1e\+18"):
-        pretrain(corpus, out=tmp_path / "out", **SHORT, epochs=1e18)
-
-
 def test_a_training_that_diverges_says_so_and_is_not_kept_as_a_model(corpus, tmp_path):
     with pytest.raises(SegueError, match=r"diverged.*learning_rate 1e\+30 is too large"):
         pretrain(corpus, out=tmp_path / "out", **SHORT | {"steps": 3, "learning_rate": 1e30})
@@ -373,13 +481,37 @@ def test_where_no_pair_follows_it_is_said(tmp_path, caplog):
     assert "all fresh instances are NotNext" in caplog.text
 
 
-def test_a_full_disk_is_told_as_one(corpus, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        ("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0", "No space left on device"),
+        (
+            "Error while serializing: I/O error: No space left on device (os error 28)",
+            "No space left on device",
+        ),
+        ("Error while serializing: I/O error: File too large (os error 27)", "File too large"),
+    ],
+)
+def test_a_full_disk_is_told_as_one(corpus, tmp_path, monkeypatch, said, reason):
     def fail(*_: Any, **__: Any) -> None:
-        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0")
+        raise RuntimeError(said)
 
     monkeypatch.setattr(pretraining, "train", fail)
-    with pytest.raises(OSError, match=r"No space left on device: .*out"):
+    with pytest.raises(OSError, match=f"{reason}: .*out"):
         pretrain(corpus, out=tmp_path / "out", **SHORT | {"steps": 3})
+
+
+def test_where_nothing_is_masked_nothing_is_measured(corpus, tmp_path, capsys):
+    """A vocabulary without the corpus's words: all are [UNK], which is never masked."""
+    words = tmp_path / "vocab.txt"
+    words.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "elsewhere"]))
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    line = [str(corpus), "--out", str(tmp_path / "out"), "--size", "tiny", "--vocab", str(words)]
+    run(parser.parse_args([*line, "--steps", "1", "--batch-size", "2", "--max-tokens", "24"]))
+    judged = json.loads((tmp_path / "out" / "metrics.json").read_text())["evaluation"]
+    assert (judged["masked_tokens"], judged["mlm_loss"], judged["mlm_accuracy"]) == (0, None, None)
+    assert "masked words none masked" in capsys.readouterr().out
 
 
 def test_whoever_may_read_one_file_may_read_all(learnt):
@@ -419,8 +551,8 @@ def test_refused_checkpoints(corpus, make_checkpoint, tmp_path):
     attempt(InputError, "vocabulary: lowercase is", good, vocab=make_cased(good, tmp_path / "cased"))
 
     for name, data, reason in [
-        ("model.safetensors", None, "does not load as a BERT"),
-        ("model.safetensors", b"not weights", "does not load as a BERT"),
+        ("model.safetensors", None, "no weights: looked for model.safetensors"),
+        ("model.safetensors", b"not weights", "model.safetensors: not readable as weights alone"),
         ("tokenizer.json", b"{", "tokenizer"),
     ]:
         broken = tmp_path / "broken"
@@ -430,11 +562,51 @@ def test_refused_checkpoints(corpus, make_checkpoint, tmp_path):
             (broken / name).write_bytes(data)
         attempt(BundleError, reason, broken)
         shutil.rmtree(broken)
-    hollow = tmp_path / "hollow"
-    shutil.copytree(good, hollow)
-    config = json.loads((hollow / "config.json").read_text()) | {"num_hidden_layers": 3}
-    (hollow / "config.json").write_text(json.dumps(config))
-    attempt(BundleError, "lacks 16 weights of a BERT", hollow)
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"num_hidden_layers": 3}, "lacks 16 weights of a BERT, one is bert.encoder.layer.2.attention"),
+        ({"num_hidden_layers": 1}, r"config.json tells of no bert\.encoder\.layer\.1\."),
+        (
+            {"intermediate_size": 7},
+            r"intermediate\.dense\.bias: expected the shape \[7\] by config.json, got",
+        ),
+        ({"pad_token_id": 10**6}, r"config\.json: no BERT can be made of it: Padding_idx must be within"),
+        ({"hidden_dropout_prob": "x"}, r"config\.json: .*hidden_dropout_prob"),
+        ({"initializer_range": "a"}, r"config\.json: .*initializer_range"),
+        ({"layer_norm_eps": None}, r"config\.json: .*layer_norm_eps"),
+        ({"dtype": "float7"}, r"config\.json: .*float7"),
+        ({"chunk_size_feed_forward": 3}, r"config\.json: chunk_size_feed_forward: expected 0, got 3"),
+    ],
+)
+def test_a_config_that_does_not_fit_is_refused(make_checkpoint, tmp_path, changed, reason):
+    folder = shutil.copytree(make_checkpoint(), tmp_path / "checkpoint")
+    config = json.loads((folder / "config.json").read_text()) | changed
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(BundleError, match=reason):
+        pretraining.load(folder)
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "pytorch_model.bin.index.json"])
+@pytest.mark.parametrize("data", [b"", b"hello world", b"{}"])
+def test_weights_that_are_none_are_refused(make_checkpoint, tmp_path, name, data):
+    folder = shutil.copytree(make_checkpoint(), tmp_path / "checkpoint")
+    (folder / "model.safetensors").unlink()
+    (folder / name).write_bytes(data)
+    with pytest.raises(BundleError, match=f"{name}: not "):
+        pretraining.load(folder)
+
+
+def test_a_model_without_heads_is_loaded_and_its_heads_are_new(learnt, tmp_path):
+    stored = {name: tensor for name, tensor in weights(learnt[0]).items() if name.startswith("bert.")}
+    old = {name.removeprefix("bert.").replace("Norm.weight", "Norm.gamma"): stored[name] for name in stored}
+    torch.save(old | {"embeddings.position_ids": torch.arange(512)[None]}, tmp_path / "pytorch_model.bin")
+    shutil.copy(learnt[0] / "config.json", tmp_path)
+    loaded = pretraining.load(tmp_path).state_dict()
+    assert all(torch.equal(loaded[name], stored[name]) for name in stored)
+    assert loaded["cls.seq_relationship.weight"].std() > 0
 
 
 def make_cased(checkpoint: Path, folder: Path) -> Path:

@@ -100,6 +100,21 @@ def test_an_incomplete_store_is_none(tmp_path, tokenizer):
         TokenStore(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("facts", "reason"),
+    [
+        ("[]", "no complete token store: .*expected an object, got list"),
+        ("{}", "format: expected 1, got None"),
+        ('{"format": 1}', "tokens: expected an integer from 1, got None"),
+        ('{"format": 1, "tokens": 3, "sentences": 0}', "sentences: expected an integer from 1, got 0"),
+    ],
+)
+def test_a_store_whose_facts_are_spoilt_is_none(tmp_path, facts, reason):
+    (tmp_path / "store.json").write_text(facts)
+    with pytest.raises(BundleError, match=reason):
+        TokenStore(tmp_path)
+
+
 def test_writing_again_leaves_an_open_store_as_it_is(tmp_path, tokenizer):
     store = write_tokens(documents("a|b", "c"), tokenizer, tmp_path)
     write_tokens(documents("d|e", "f|g"), tokenizer, tmp_path)

@@ -99,6 +99,19 @@ def test_a_small_corpus_gives_a_small_vocabulary(tmp_path):
     assert "more" not in tokens
 
 
+def test_words_that_become_unknown_anyway_are_left_out(tmp_path):
+    """Such a one the trainer would take the square of its length for."""
+    file = tmp_path / "corpus.txt"
+    file.write_text(
+        f"One day. One {'ab' * 100_000}/day. {('x' * 101 + ' ') * 3}\n\n{('y' * 100 + ' ') * 3}\n"
+    )
+    tokens = numbered(train_vocabulary(file))
+    assert {"one", "day", "y" * 100} <= set(tokens), "and nothing beside them is"
+    assert "xx" not in tokens
+    assert "##xx" not in tokens
+    assert max(map(len, tokens)) == 100
+
+
 def test_a_size_below_the_alphabets_is_refused(corpus):
     with pytest.raises(InputError, match=r"vocabulary: size: expected \d+ or more, for the letters"):
         train_vocabulary(corpus, size=40)
@@ -111,6 +124,19 @@ def test_written_and_read_again(trained, tmp_path):
     (tmp_path / "new" / "tokenizer.json").unlink()
     for tokenizer in (read_vocabulary(tmp_path / "new"), read_vocabulary(tmp_path / "new" / "vocab.txt")):
         assert tokenizer.encode(TEXT, "b").ids == trained.encode(TEXT, "b").ids
+
+
+def test_an_empty_line_leaves_its_id_free_as_in_transformers(tmp_path):
+    import transformers
+
+    (tmp_path / "given").mkdir()
+    (tmp_path / "given" / "vocab.txt").write_text("\n".join([*SPECIAL, "one", "", "two", ""]))
+    tokenizer = read_vocabulary(tmp_path / "given" / "vocab.txt")
+    write_vocabulary(tokenizer, tmp_path / "written", max_tokens=77)
+    (tmp_path / "written" / "tokenizer.json").unlink()
+    for folder in (tmp_path / "given", tmp_path / "written"):
+        assert transformers.BertTokenizer.from_pretrained(folder)("one two")["input_ids"] == [2, 5, 7, 3]
+        assert read_vocabulary(folder / "vocab.txt").encode("one two").ids == [2, 5, 7, 3]
 
 
 @pytest.mark.parametrize("lowercase", [True, False])
