@@ -9,7 +9,6 @@ once. Knows nothing about batches.
 
 from __future__ import annotations
 
-import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from itertools import chain, count
@@ -38,7 +37,7 @@ class PairEncoder:
             BundleError: it cannot be read, or does not make `[CLS] A [SEP] B [SEP]` of a pair.
         """
         try:
-            self._tokenizer = Tokenizer.from_file(os.fsencode(path).decode())
+            self._tokenizer = Tokenizer.from_buffer(path.read_bytes())
         except Exception as error:  # the tokenizers package raises plain Exception
             raise BundleError(f"{path}: not a readable tokenizer: {error}") from error
         self._tokenizer.no_truncation()

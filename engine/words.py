@@ -64,7 +64,7 @@ def _plain(word: str) -> bool:
 def _newest(known: dict[str, bytes]) -> dict[str, bytes]:
     """As many words as may be remembered, of a text that had far more."""
     kept, room = {}, _REMEMBERED
-    for word in reversed(known):
+    for word in reversed(list(known)):  # at once: other threads add to it
         room -= len(word) + _EACH
         if room < 0:
             break

@@ -70,11 +70,11 @@ def choose_head(
 
 def activation_fn(config: dict[str, Any], library: dict[str, Any] | None = None) -> str | None:
     """Return the name of the function that sentence-transformers applies to the logits, or None."""
-    return next(iter(_activations(config, library).values()), None)
+    return _activation(config, library)[1]
 
 
-def _activations(config: dict[str, Any], library: dict[str, Any] | None) -> dict[str, str]:
-    """Return the functions that are named, by where; those of newer versions first."""
+def _activation(config: dict[str, Any], library: dict[str, Any] | None) -> tuple[str, str | None]:
+    """Return where the function is named, the newest version's place counting, and which it is."""
     nested = config.get("sentence_transformers")
     found = {
         "config_sentence_transformers.json: activation_fn": (library or {}).get("activation_fn"),
@@ -83,7 +83,8 @@ def _activations(config: dict[str, Any], library: dict[str, Any] | None) -> dict
         else None,
         "sbert_ce_default_activation_function": config.get("sbert_ce_default_activation_function"),
     }
-    return {where: str(function) for where, function in found.items() if function is not None}
+    named = ((where, str(function)) for where, function in found.items() if function is not None)
+    return next(named, ("", None))
 
 
 def _labels(config: dict[str, Any]) -> tuple[str, ...]:
@@ -114,9 +115,9 @@ def _problem(config: dict[str, Any], library: dict[str, Any] | None, labels: int
     if problem == "regression" and labels != 1:
         raise BundleError(f"problem_type: a regression of {labels} values is not supported")
     allowed = ("Identity", "Sigmoid" if labels == 1 else "Softmax")
-    for where, function in _activations(config, library).items():
-        if function.rpartition(".")[2] not in allowed:
-            raise BundleError(f"{where}: {function} is not supported for {labels} labels")
+    where, function = _activation(config, library)
+    if function is not None and function.rpartition(".")[2] not in allowed:
+        raise BundleError(f"{where}: {function} is not supported for {labels} labels")
     return problem
 
 

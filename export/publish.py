@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 import threading
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import onnx
@@ -76,7 +77,7 @@ def export_checkpoint(
         if precision == "float16":
             store_float16(graph)
         save_graph(graph, folder / MODEL)
-        tokenizer.save(str(folder / TOKENIZER))
+        (folder / TOKENIZER).write_bytes(tokenizer.to_str(pretty=True).encode())
         manifest = Manifest(
             head=source.head,
             max_tokens=longest,
@@ -104,9 +105,11 @@ def _resolved(out: Path) -> Path:
 
 def _check_free(out: Path) -> None:
     try:
-        str(out).encode()
-    except UnicodeEncodeError as error:
+        os.fsencode(out).decode()  # whatever Python takes the system's names for
+    except UnicodeDecodeError as error:
         raise BundleError(f"{out}: the name is not UTF-8, and the libraries write no such file") from error
+    with suppress(FileNotFoundError):
+        out.lstat()  # says what may be wrong with the name, as `exists` does not in Python 3.14
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise BundleError(f"{out}: already there, and not an empty folder")
     if not out.parent.is_dir():

@@ -24,7 +24,8 @@ __all__ = ["max_tokens", "read_tokenizer"]
 
 _BERT_CLASSES = (None, "BertTokenizer", "BertTokenizerFast", "ElectraTokenizer", "ElectraTokenizerFast")
 _ANY_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend")
-_ROLES = ("unk", "sep", "pad", "cls", "mask")
+_BERT_ROLES = ("unk", "sep", "pad", "cls", "mask")
+_ROLES = (*_BERT_ROLES, "bos", "eos")
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")  # of an added token
 # Where a tokenizer.json of BERT's differs from this, transformers 5 replaces it and transformers 4 does not.
 _BERT_PARTS = {
@@ -93,7 +94,7 @@ def _check_settings(settings: dict[str, Any], folder: Path) -> None:
 
 def _from_json(path: Path, settings: dict[str, Any]) -> Tokenizer:
     try:
-        tokenizer = Tokenizer.from_file(str(path))
+        tokenizer = Tokenizer.from_buffer(path.read_bytes())
     except Exception as error:  # tokenizers raises Exception itself
         raise BundleError(f"{path}: not a tokenizer: {error}") from error
     if (tokenizer.truncation or {}).get("direction", "right").lower() != "right":
@@ -124,7 +125,7 @@ def _from_vocabulary(folder: Path, settings: dict[str, Any]) -> Tokenizer:
     except UnicodeDecodeError as error:
         raise BundleError(f"{folder / 'vocab.txt'}: not UTF-8: {error}") from error
     vocabulary = {token: index for index, token in enumerate(lines) if token}
-    names = {role: _special_token(folder, settings, role).content for role in _ROLES}
+    names = {role: _special_token(folder, settings, role).content for role in _BERT_ROLES}
     for role in ("unk", "sep", "cls"):
         if names[role] not in vocabulary:
             raise BundleError(f"{folder / 'vocab.txt'}: the {role}_token {names[role]!r} is not in it")
@@ -152,18 +153,17 @@ def _normalizer(settings: dict[str, Any], folder: Path) -> normalizers.Normalize
 def _add_tokens(tokenizer: Tokenizer, settings: dict[str, Any], folder: Path) -> None:
     """Add the tokens that the settings have besides, where the vocabulary says what their ids are."""
     known = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
-    roles = [_special_token(folder, settings, role) for role in _ROLES]
-    if settings.get("tokenizer_class") not in _BERT_CLASSES:
-        roles = []  # all that it has is in tokenizer.json
-    for token in (*roles, *_added_tokens(folder, settings)):
+    bert = settings.get("tokenizer_class") in _BERT_CLASSES
+    roles = [role for role in _ROLES if (bert and role in _BERT_ROLES) or settings.get(f"{role}_token")]
+    added = list(_added_tokens(folder, settings))
+    for token in (*(_special_token(folder, settings, role) for role in roles), *added):
         if token.content in known:
             continue
+        known.add(token.content)  # the first counts
         if tokenizer.token_to_id(token.content) is not None:
             tokenizer.add_tokens([token])
-        elif token not in roles:
-            raise BundleError(
-                f"{folder}: the added token {token.content!r} needs a tokenizer.json that has it"
-            )
+        elif token in added:
+            raise BundleError(f"{folder}: the added token {token.content!r} needs a tokenizer.json with it")
 
 
 def _special_token(folder: Path, settings: dict[str, Any], role: str) -> AddedToken:
@@ -182,11 +182,14 @@ def _added_tokens(folder: Path, settings: dict[str, Any]) -> Iterator[AddedToken
         yield _token(folder, key, token)
     for key in ("additional_special_tokens", "extra_special_tokens"):
         tokens = settings.get(key) or []
+        if not isinstance(tokens, list | dict):
+            raise _unexpected(folder, key, tokens)
         for token in tokens.values() if isinstance(tokens, dict) else tokens:
             yield _token(folder, key, token)
     path = folder / "added_tokens.json"
-    for name in read_object(path) if path.is_file() else ():
-        yield AddedToken(name)
+    if path.is_file() and "added_tokens_decoder" not in settings:  # which took its place
+        for name in read_object(path):
+            yield AddedToken(name)
 
 
 def _token(folder: Path, key: str, found: Any) -> AddedToken:
@@ -211,8 +214,11 @@ def _settings(folder: Path) -> dict[str, Any]:
     settings, special, config = (
         read_object(folder / name) if (folder / name).is_file() else {} for name in names
     )
+    if "added_tokens_decoder" in settings:  # since there is that, all is in the one file
+        special = {}
     for key, value in special.items():
-        if settings.setdefault(key, value) != value and _name(settings[key]) != _name(value):
+        settings[key] = settings.get(key) or value
+        if value and _name(settings[key]) != _name(value):
             raise BundleError(
                 f"{folder / 'special_tokens_map.json'}: {key}: {value!r}, where tokenizer_config.json has "
                 f"{settings[key]!r}"
@@ -223,6 +229,9 @@ def _settings(folder: Path) -> dict[str, Any]:
 
 
 def _name(token: Any) -> Any:
+    """The name of a special token, or the names of several, however they are written."""
+    if isinstance(token, list):
+        return [_name(one) for one in token]
     return token.get("content") if isinstance(token, dict) else token
 
 

@@ -5,6 +5,7 @@ Knows nothing about checkpoints; it is given the file, the module and the tokeni
 
 from __future__ import annotations
 
+import os
 from itertools import accumulate, chain, cycle, islice
 from pathlib import Path
 from typing import Any
@@ -121,7 +122,9 @@ def _run_pytorch(model: Bert, batches: list[Batch]) -> Arrays:
 def _run_onnx(path: Path, batches: list[Batch], layout: str) -> Arrays:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        os.fsencode(path).decode(), options, providers=["CPUExecutionProvider"]
+    )
     feeds = [batch.padded() if layout == "padded" else vars(batch) for batch in batches]
     results = [session.run(["logits", "probabilities"], feed) for feed in feeds]
     logits, probabilities = (np.concatenate(parts) for parts in zip(*results, strict=True))

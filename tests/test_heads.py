@@ -107,6 +107,10 @@ def test_sentence_transformers_file_beside_the_config_is_read(tmp_path: Path) ->
     for function, found in (None, None), ("x.Sigmoid", "x.Sigmoid"), ("x.Identity", "x.Identity"):
         beside.write_text(json.dumps({"activation_fn": function, "default_prompt_name": None}))
         assert read_checkpoint(tmp_path).activation_fn == found
+    (tmp_path / "config.json").write_text(
+        json.dumps(config | {"sbert_ce_default_activation_function": "x.Tanh"})
+    )
+    assert read_checkpoint(tmp_path).activation_fn == "x.Identity", "the newest place counts"
     beside.write_text('{"activation_fn": "x.Tanh"}')
     with pytest.raises(BundleError, match=r"transformers\.json: activation_fn: x\.Tanh is not supported"):
         read_checkpoint(tmp_path)

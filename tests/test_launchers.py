@@ -27,9 +27,9 @@ CALLS: dict[str, tuple[tuple[Any, ...], dict[str, Any], Tensor]] = {
     "linear_gelu": ((X, SQUARE, VECTOR), {"live": BOUNDS[-1:]}, X),
     "packed_attention": ((torch.zeros(5, 48), BOUNDS, 2), {"longest": 3}, X),
     "pool_classify": (
-        (X, SQUARE, VECTOR, SQUARE[:2], VECTOR[:2]),
+        (X, SQUARE, VECTOR, SQUARE[:6], VECTOR[:6]),
         {"pooled": torch.zeros(5, 16)},
-        torch.zeros(5, 2),
+        torch.zeros(5, 6),
     ),
     "softmax": ((X,), {}, X),
 }

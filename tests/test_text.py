@@ -323,6 +323,16 @@ def test_of_one_text_with_far_more_words_only_some_are_remembered(fresh, monkeyp
     assert not fresh._words._older
 
 
+def test_words_that_other_threads_learn_meanwhile_disturb_no_choice_of_what_is_kept():
+    class Growing(dict[str, bytes]):
+        def __getitem__(self, word: str) -> bytes:
+            self[f"{word}'s"] = b""
+            return super().__getitem__(word)
+
+    known = Growing((f"{i}th", b"") for i in range(20))
+    assert list(segue.words._newest(known)) == [f"{i}th" for i in reversed(range(20))]
+
+
 def test_threads_share_what_is_remembered(fresh, make_checkpoint):
     """With room for a few words, so that it is forgotten all the time."""
     texts = [f"the man {i} went {i * i} {i % 7}ing" for i in range(400)]

@@ -99,6 +99,48 @@ def test_tokens_that_the_settings_add_are_added(
     assert found.ids == theirs("themanman", add_special_tokens=False)["input_ids"]
 
 
+DECODER = {"added_tokens_decoder": {"2": {"content": "[CLS]", "special": True}}}
+
+
+@pytest.mark.parametrize("form", ["tokenizer.json", "vocab.txt"])
+@pytest.mark.parametrize(
+    ("settings", "special", "added"),
+    [
+        # as transformers 4.34 to 4.57 write them: names there, objects here
+        ({"additional_special_tokens": ["man"]}, {"additional_special_tokens": [{"content": "man"}]}, None),
+        ({"mask_token": None, "additional_special_tokens": None}, {"mask_token": "[MASK]"}, None),
+        # once there is a decoder, the two other files are not read
+        (DECODER, {"additional_special_tokens": ["man"], "cls_token": "the"}, {"man": 5}),
+        # BERT's own among those that were added
+        (DECODER, None, {"[CLS]": 2, "[UNK]": 1, "[MASK]": 4}),
+        ({"bos_token": "man"}, None, None),
+    ],
+    ids=str,
+)
+def test_tokens_in_files_of_several_versions(
+    folder: Path, form: str, settings: dict[str, Any], special: Any, added: Any
+) -> None:
+    if form == "vocab.txt":
+        (folder / "tokenizer.json").unlink()
+    _edit(folder / "tokenizer_config.json", **settings)
+    for name, found in ("special_tokens_map.json", special), ("added_tokens.json", added):
+        if found is not None:
+            (folder / name).write_text(json.dumps(found))
+    text = "themanman [CLS] [cls] [unk]man [MASK]the [mask] [SEP]"
+    theirs = transformers.AutoTokenizer.from_pretrained(folder)
+    ours = read_tokenizer(folder, 10**6)
+    assert ours.encode(text, "the").ids == theirs([text], ["the"])["input_ids"][0]
+
+
+def test_berts_own_tokens_are_not_added_again(folder: Path) -> None:
+    """As plain ones, which would be found in lower case too."""
+    (folder / "added_tokens.json").write_text(json.dumps({"[CLS]": 2, "[UNK]": 1, "[MASK]": 4}))
+    theirs = transformers.AutoTokenizer.from_pretrained(folder)("[cls] [unk]man", add_special_tokens=False)
+    found = read_tokenizer(folder, 10**6).encode("[cls] [unk]man", add_special_tokens=False)
+    assert found.ids == theirs["input_ids"]
+    assert not {1, 2, 4} & {*found.ids}
+
+
 def test_electras_tokenizer_is_berts(folder: Path) -> None:
     _edit(folder / "tokenizer_config.json", tokenizer_class="ElectraTokenizerFast", do_lower_case=False)
     _agrees_with_transformers(folder)
@@ -146,7 +188,10 @@ def test_another_class_is_what_its_tokenizer_json_says(folder: Path) -> None:
     _edit(settings, tokenizer_class="PreTrainedTokenizerFast", do_lower_case=False)
     with pytest.raises(BundleError, match="model_input_names: expected for a PreTrainedTokenizerFast"):
         read_tokenizer(folder, 10**6)
-    _edit(settings, model_input_names=["input_ids", "token_type_ids", "attention_mask"])
+    _edit(settings, model_input_names=["input_ids", "token_type_ids", "attention_mask"], mask_token="man")
+    theirs = transformers.AutoTokenizer.from_pretrained(folder)
+    found = read_tokenizer(folder, 10**6).encode("themanman", "the").ids
+    assert found == theirs(["themanman"], ["the"])["input_ids"][0]
     assert read_tokenizer(folder, 10**6).encode("The", "MAN").tokens == [
         "[CLS]",
         "the",
@@ -216,6 +261,7 @@ def test_tokenizers_that_do_not_fit(folder: Path) -> None:
     [
         ({"model_input_names": 5}, "model_input_names leaves token_type_ids out"),
         ({"cls_token": {"x": 1}}, "cls_token: expected an object with content, got {'x': 1}"),
+        ({"extra_special_tokens": 5}, "extra_special_tokens: expected an object with content, got 5"),
         ({"added_tokens_decoder": [1]}, "added_tokens_decoder: expected an object, got"),
         ({"added_tokens_decoder": {"0": "[PAD]"}}, "added_tokens_decoder: expected an object with content"),
     ],

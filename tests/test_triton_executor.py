@@ -249,6 +249,26 @@ def test_a_capture_ends_whatever_happens_in_it(monkeypatch):
     assert not triton_device._capturing.locked()
 
 
+def test_a_capture_that_does_not_begin_is_ended_too(monkeypatch):
+    """Whoever is interrupted there does not know whether it did."""
+    events = []
+
+    class Graph:
+        def capture_begin(self, **options: object) -> None:
+            raise KeyboardInterrupt
+
+        def capture_end(self) -> None:
+            events.append("end")
+            raise RuntimeError("none was begun")
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(triton_device, "_failed", [])
+    with pytest.raises(KeyboardInterrupt):
+        triton_device.record(lambda: events.append("launch"), pool=None)
+    assert events == ["end"]
+    assert not triton_device._capturing.locked()
+
+
 def test_the_first_error_of_a_capture_is_the_one_that_is_told(monkeypatch):
     class Graph:
         def capture_begin(self, **options: object) -> None:

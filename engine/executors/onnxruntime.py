@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from threading import Lock
+from threading import Lock, main_thread
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
@@ -148,11 +148,13 @@ class OnnxRuntimeExecutor:
                 try:
                     session, pool = self._open_single()
                     begun.append(pool.submit(self._logits, session, batch))
-                except RuntimeError:
+                except RuntimeError as error:
                     while begun:
                         yield begun.popleft().result()
                     if self._another is None:  # closed, which shut the pool down
                         raise SegueError(_CLOSED) from None
+                    if main_thread().is_alive():
+                        raise SegueError(f"onnxruntime has no threads: {error}") from error
                     yield self._logits(shared, batch)
                 if len(begun) == 2 * self.threads:
                     yield begun.popleft().result()
