@@ -10,23 +10,20 @@ tokenizers ignore (`never_split`, `do_basic_tokenize`) is ignored.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokenizers, processors
+from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import WordPiece
 
 from segue.bundle import read_object
 from segue.errors import BundleError
+from segue.export.special_tokens import BERT_ROLES, add_tokens, special_token, special_tokens
 
 __all__ = ["max_tokens", "read_tokenizer"]
 
 _BERT_CLASSES = (None, "BertTokenizer", "BertTokenizerFast", "ElectraTokenizer", "ElectraTokenizerFast")
 _ANY_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend")
-_BERT_ROLES = ("unk", "sep", "pad", "cls", "mask")
-_ROLES = (*_BERT_ROLES, "bos", "eos")
-_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")  # of an added token
 # Where a tokenizer.json of BERT's differs from this, transformers 5 replaces it and transformers 4 does not.
 _BERT_PARTS = {
     "normalizer": {"type": "BertNormalizer", "clean_text": True},
@@ -57,7 +54,7 @@ def read_tokenizer(folder: Path, vocab_size: int) -> Tokenizer:
             f"{folder}: the tokenizer's highest id is {highest}, "
             f"but the embedding table has {vocab_size} rows"
         )
-    _add_tokens(tokenizer, settings, folder)
+    add_tokens(tokenizer, settings, folder, bert=settings.get("tokenizer_class") in _BERT_CLASSES)
     _check_pair(tokenizer, settings, folder)
     return tokenizer
 
@@ -125,7 +122,7 @@ def _from_vocabulary(folder: Path, settings: dict[str, Any]) -> Tokenizer:
     except UnicodeDecodeError as error:
         raise BundleError(f"{folder / 'vocab.txt'}: not UTF-8: {error}") from error
     vocabulary = {token: index for index, token in enumerate(lines) if token}
-    names = {role: _special_token(folder, settings, role).content for role in _BERT_ROLES}
+    names = {role: special_token(folder, settings, role).content for role in BERT_ROLES}
     for role in ("unk", "sep", "cls"):
         if names[role] not in vocabulary:
             raise BundleError(f"{folder / 'vocab.txt'}: the {role}_token {names[role]!r} is not in it")
@@ -150,89 +147,16 @@ def _normalizer(settings: dict[str, Any], folder: Path) -> normalizers.Normalize
         raise BundleError(f"{folder / 'tokenizer_config.json'}: {error}") from error
 
 
-def _add_tokens(tokenizer: Tokenizer, settings: dict[str, Any], folder: Path) -> None:
-    """Add the tokens that the settings have besides, where the vocabulary says what their ids are."""
-    known = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
-    bert = settings.get("tokenizer_class") in _BERT_CLASSES
-    roles = [role for role in _ROLES if (bert and role in _BERT_ROLES) or settings.get(f"{role}_token")]
-    added = list(_added_tokens(folder, settings))
-    for token in (*(_special_token(folder, settings, role) for role in roles), *added):
-        if token.content in known:
-            continue
-        known.add(token.content)  # the first counts
-        if tokenizer.token_to_id(token.content) is not None:
-            tokenizer.add_tokens([token])
-        elif token in added:
-            raise BundleError(f"{folder}: the added token {token.content!r} needs a tokenizer.json with it")
-
-
-def _special_token(folder: Path, settings: dict[str, Any], role: str) -> AddedToken:
-    return _token(folder, f"{role}_token", settings.get(f"{role}_token") or f"[{role.upper()}]")
-
-
-def _added_tokens(folder: Path, settings: dict[str, Any]) -> Iterator[AddedToken]:
-    """Yield the tokens that the settings add, new and old ways."""
-    key = "added_tokens_decoder"
-    decoder = settings.get(key) or {}
-    if not isinstance(decoder, dict):
-        raise BundleError(f"{folder / 'tokenizer_config.json'}: {key}: expected an object, got {decoder!r}")
-    for token in decoder.values():
-        if not isinstance(token, dict):
-            raise _unexpected(folder, key, token)
-        yield _token(folder, key, token)
-    for key in ("additional_special_tokens", "extra_special_tokens"):
-        tokens = settings.get(key) or []
-        if not isinstance(tokens, list | dict):
-            raise _unexpected(folder, key, tokens)
-        for token in tokens.values() if isinstance(tokens, dict) else tokens:
-            yield _token(folder, key, token)
-    path = folder / "added_tokens.json"
-    if path.is_file() and "added_tokens_decoder" not in settings:  # which took its place
-        for name in read_object(path):
-            yield AddedToken(name)
-
-
-def _token(folder: Path, key: str, found: Any) -> AddedToken:
-    """A special token by its name, or one by an object with its `content` and flags."""
-    if isinstance(found, str):
-        return AddedToken(found, special=True, normalized=False)
-    if not isinstance(found, dict) or not isinstance(found.get("content"), str):
-        raise _unexpected(folder, key, found)
-    special = key != "added_tokens_decoder" or bool(found.get("special"))
-    flags = {flag: bool(found[flag]) for flag in _FLAGS if flag in found}
-    return AddedToken(found["content"], **{"special": special, "normalized": not special} | flags)
-
-
-def _unexpected(folder: Path, key: str, found: Any) -> BundleError:
-    path = folder / "tokenizer_config.json"
-    return BundleError(f"{path}: {key}: expected an object with content, got {found!r}")
-
-
 def _settings(folder: Path) -> dict[str, Any]:
     """tokenizer_config.json, and what older versions of transformers keep elsewhere."""
-    names = ("tokenizer_config.json", "special_tokens_map.json", "config.json")
-    settings, special, config = (
-        read_object(folder / name) if (folder / name).is_file() else {} for name in names
+    settings, config = (
+        read_object(folder / name) if (folder / name).is_file() else {}
+        for name in ("tokenizer_config.json", "config.json")
     )
-    if "added_tokens_decoder" in settings:  # since there is that, all is in the one file
-        special = {}
-    for key, value in special.items():
-        settings[key] = settings.get(key) or value
-        if value and _name(settings[key]) != _name(value):
-            raise BundleError(
-                f"{folder / 'special_tokens_map.json'}: {key}: {value!r}, where tokenizer_config.json has "
-                f"{settings[key]!r}"
-            )
+    settings |= special_tokens(folder, settings)
     if not settings.get("tokenizer_class"):
         settings["tokenizer_class"] = config.get("tokenizer_class")
     return settings
-
-
-def _name(token: Any) -> Any:
-    """The name of a special token, or the names of several, however they are written."""
-    if isinstance(token, list):
-        return [_name(one) for one in token]
-    return token.get("content") if isinstance(token, dict) else token
 
 
 def _check_pair(tokenizer: Tokenizer, settings: dict[str, Any], folder: Path) -> None:
@@ -263,7 +187,7 @@ def _check_names(tokenizer: Tokenizer, settings: dict[str, Any], folder: Path, c
     transformers 4 does not."""
     unknown = tokenizer.token_to_id(tokenizer.model.unk_token)
     for role, found in ("cls", cls), ("sep", sep), ("unk", unknown):
-        name = _special_token(folder, settings, role).content
+        name = special_token(folder, settings, role).content
         if tokenizer.token_to_id(name) != found:
             raise BundleError(
                 f"{folder / 'tokenizer_config.json'}: {role}_token: {name!r}, where tokenizer.json has "
