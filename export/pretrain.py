@@ -192,6 +192,7 @@ def _full_disk_told(out: Path) -> Iterator[None]:
         yield
     except Exception as error:
         signs = {os.strerror(code): code for code in _FULL} | {"inline_container": errno.ENOSPC}
+        signs.pop("Unknown error", None)  # of a code that the system has not, as Windows has no quota
         code = next((code for sign, code in signs.items() if sign in str(error)), None)
         if code is None:
             raise

@@ -18,6 +18,14 @@ from segue.export.masking import IGNORED
 from segue.export.weights import read_weights
 
 _BERT = ("embeddings.", "encoder.", "pooler.")
+# numbers that nothing but a forward pass would miss
+_RANGES = {
+    "chunk_size_feed_forward": (0, 0),
+    "initializer_range": (0, 10),
+    "layer_norm_eps": (0, 1),
+    "hidden_dropout_prob": (0, 1),
+    "attention_probs_dropout_prob": (0, 1),
+}
 _BUFFERS = ("embeddings.position_ids", "embeddings.token_type_ids")  # which old versions stored
 
 
@@ -53,10 +61,11 @@ def outline(folder: Path) -> BertForPreTraining:
     except Exception as error:  # of many kinds: the values meet transformers' checks here, PyTorch's there
         reason = " ".join(str(error).split())
         raise BundleError(f"{file}: no BERT can be made of it: {reason}") from error
-    if config.chunk_size_feed_forward != 0:
-        raise BundleError(
-            f"{file}: chunk_size_feed_forward: expected 0, got {config.chunk_size_feed_forward!r}"
-        )
+    for name, (least, most) in _RANGES.items():
+        value = getattr(config, name)
+        if type(value) not in (int, float) or not least <= value <= most:
+            wanted = f"a number from {least} to {most}" if least < most else least
+            raise BundleError(f"{file}: {name}: expected {wanted}, got {value!r}")
     return model
 
 
@@ -72,6 +81,8 @@ def _check(weights: dict[str, Tensor], expected: dict[str, Tensor], folder: Path
                     f"{folder}: weights: {stored}: expected the shape {list(expected[name].shape)} by "
                     f"config.json, got {list(tensor.shape)}"
                 )
+            if not tensor.is_floating_point() or not tensor.float().isfinite().all():
+                raise BundleError(f"{folder}: weights: {stored}: expected finite floating point numbers")
         elif name.startswith("bert.") and name.removeprefix("bert.") not in _BUFFERS:
             raise BundleError(f"{folder}: weights: config.json tells of no {stored}")
     if left:

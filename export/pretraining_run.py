@@ -7,7 +7,7 @@ starts afresh, without a word, what it does not find. Knows nothing about models
 
 from __future__ import annotations
 
-__all__ = ["checkpoints", "drop_older", "last_checkpoint", "mark_complete", "open_run"]
+__all__ = ["RECORD", "checkpoints", "drop_older", "last_checkpoint", "mark_complete", "open_run"]
 
 import json
 import os
@@ -19,7 +19,7 @@ from typing import Any
 from segue.bundle import read_object, sha256
 from segue.errors import BundleError, InputError
 
-_RECORD = "pretraining.json"
+RECORD = "pretraining.json"
 _MARK = "complete"  # an object: name of each file, its SHA-256
 _CHECKPOINT = re.compile("checkpoint-([1-9][0-9]*)")  # as the trainer names them; all else is the user's
 _KEPT = 2  # checkpoints
@@ -32,20 +32,20 @@ def open_run(out: Path, options: dict[str, Any], *, resume: bool) -> None:
     other options; `BundleError` where its record is unreadable.
     """
     if not resume:
-        part = out / f"{_RECORD}.part"  # all there is of a run killed at its very start
+        part = out / f"{RECORD}.part"  # all there is of a run killed at its very start
         if out.exists() and (not out.is_dir() or any(path != part for path in out.iterdir())):
-            what = "holds a run; --resume goes on with it" if (out / _RECORD).is_file() else "is taken"
+            what = "holds a run; --resume goes on with it" if (out / RECORD).is_file() else "is taken"
             raise InputError(f"out: expected a folder that does not exist or is empty, {str(out)!r} {what}")
         out.mkdir(parents=True, exist_ok=True)
         part.write_text(json.dumps(options, indent=1) + "\n", encoding="utf-8")
-        os.replace(part, out / _RECORD)
+        os.replace(part, out / RECORD)
         return
-    if not (out / _RECORD).is_file():
-        raise InputError(f"resume: nothing to resume in {str(out)!r}: it has no {_RECORD}")
+    if not (out / RECORD).is_file():
+        raise InputError(f"resume: nothing to resume in {str(out)!r}: it has no {RECORD}")
     try:
-        started: dict[str, Any] = dict(json.loads((out / _RECORD).read_text(encoding="utf-8")))
+        started: dict[str, Any] = dict(json.loads((out / RECORD).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
-        raise BundleError(f"{out / _RECORD}: no record of a run: {error}") from error
+        raise BundleError(f"{out / RECORD}: no record of a run: {error}") from error
     for name in sorted({*started, *options}):
         if started.get(name) != options.get(name):
             raise InputError(
@@ -56,7 +56,8 @@ def open_run(out: Path, options: dict[str, Any], *, resume: bool) -> None:
 
 def checkpoints(out: Path) -> list[Path]:
     """The folders of the run's checkpoints, complete or not, the newest first."""
-    names = ((_CHECKPOINT.fullmatch(path.name), path) for path in out.iterdir() if path.is_dir())
+    folders = (path for path in out.iterdir() if path.is_dir() and not path.is_symlink())
+    names = ((_CHECKPOINT.fullmatch(path.name), path) for path in folders)
     found = {int(name[1]): path for name, path in names if name}
     return [found[step] for step in sorted(found, reverse=True)]
 
@@ -73,7 +74,7 @@ def mark_complete(checkpoint: Path) -> None:
 def drop_older(out: Path) -> None:
     """Remove all checkpoints but the newest two. The trainer's own way would take folders of the user's."""
     for checkpoint in checkpoints(out)[_KEPT:]:
-        shutil.rmtree(checkpoint)
+        shutil.rmtree(checkpoint, ignore_errors=True)  # what is left of one is only in the way
 
 
 def last_checkpoint(out: Path) -> Path | None:
@@ -92,7 +93,8 @@ def last_checkpoint(out: Path) -> Path | None:
 def _check(checkpoint: Path) -> None:
     for name, digest in read_object(checkpoint / _MARK).items():
         file = checkpoint / name
-        if not file.is_file():
-            raise BundleError(f"resume: {file} is missing")
-        if sha256(file) != digest:
-            raise BundleError(f"resume: {file} is not what was saved")
+        if not file.is_file() or sha256(file) != digest:
+            what = "is not what was saved" if file.is_file() else "is missing"
+            raise BundleError(
+                f"resume: {file} {what}; without {checkpoint.name} the run goes on from the one before"
+            )

@@ -18,10 +18,11 @@ from segue.errors import BundleError, InputError
 from segue.export.documents import iter_documents
 from segue.export.masking import Masking
 from segue.export.pretraining_data import Instances
-from segue.export.pretraining_run import checkpoints, last_checkpoint, open_run
+from segue.export.pretraining_run import RECORD, checkpoints, last_checkpoint, open_run
 from segue.export.token_store import TokenStore, write_tokens
 from segue.export.vocabulary import (
     MOST_TOKENS,
+    VOCABULARY_FILES,
     check_vocabulary,
     read_vocabulary,
     train_vocabulary,
@@ -44,7 +45,7 @@ def prepare(
     if corpus.is_dir() and out.resolve().is_relative_to(corpus.resolve()):
         raise InputError(f"out: {str(out)!r} is inside the corpus")
     paths = {name: str(Path(options[name]).resolve()) for name in _PATHS if options[name] is not None}
-    there = out.exists()
+    made = [folder for folder in (out, *out.parents) if not folder.exists()]
     open_run(out, options | paths, resume=resume)
     try:
         tokenizer, store = (resume and _tokens(out)) or _new_tokens(options, positions, out)
@@ -54,7 +55,7 @@ def prepare(
         steps = _steps(options, len(instances))
     except (InputError, BundleError, OSError):
         if not resume:
-            _clear(out, folder=not there)
+            _clear(out, made)
         raise
     return tokenizer, instances, steps, last_checkpoint(out)
 
@@ -99,13 +100,12 @@ def _steps(options: dict[str, Any], instances: int) -> int:
     return round(steps)
 
 
-def _clear(out: Path, *, folder: bool) -> None:
-    """Take away what was put into `out`, and the folder itself; what cannot be taken away stays."""
+def _clear(out: Path, made: list[Path]) -> None:
+    """Take away what was put into `out`, and the folders that were made for it; what somebody else put there
+    stays, and with it the folders."""
+    shutil.rmtree(out / "tokens", ignore_errors=True)
+    for name in (RECORD, *VOCABULARY_FILES):
+        (out / name).unlink(missing_ok=True)
     with suppress(OSError):
-        for path in out.iterdir():
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
-        if folder:
-            out.rmdir()
+        for folder in made:
+            folder.rmdir()

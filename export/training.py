@@ -25,6 +25,7 @@ from segue.export.pretraining import BertForPreTraining, LossTrainer, precision
 from segue.export.pretraining_data import collate
 from segue.export.tokenizer import read_tokenizer
 from segue.export.training_data import Batches
+from segue.export.vocabulary import write_vocabulary
 
 _WARM_UP = 0.06  # of the run
 _ENDLESS = 10**9  # steps; the clock ends such a run
@@ -126,19 +127,7 @@ def load(init: Path, *, max_tokens: int) -> tuple[BertForPreTraining, Tokenizer]
 def save(model: BertForPreTraining, tokenizer: Tokenizer, out: Path) -> None:
     """Write a checkpoint folder that transformers and segue load."""
     model.save_pretrained(out)
-    tokenizer.save(str(out / "tokenizer.json"))
-    words = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
-    (out / "vocab.txt").write_text("".join(f"{word}\n" for word, _ in words), encoding="utf-8")
-    normalizer = json.loads(tokenizer.to_str())["normalizer"] or {}
-    settings = {
-        "tokenizer_class": "BertTokenizer",
-        "model_max_length": model.config.max_position_embeddings,
-        "do_lower_case": normalizer.get("lowercase", False),
-        "strip_accents": normalizer.get("strip_accents"),
-        "tokenize_chinese_chars": normalizer.get("handle_chinese_chars", True),
-        **{f"{name}_token": f"[{name.upper()}]" for name in ("unk", "sep", "pad", "cls", "mask")},
-    }
-    (out / "tokenizer_config.json").write_text(json.dumps(settings, indent=1) + "\n")
+    write_vocabulary(tokenizer, out, max_tokens=model.config.max_position_embeddings)
 
 
 def _narrow(layer: torch.nn.Module) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 __all__ = [
     "MOST_TOKENS",
     "SPECIAL",
+    "VOCABULARY_FILES",
     "check_vocabulary",
     "read_vocabulary",
     "train_vocabulary",
@@ -30,6 +31,7 @@ from segue.export.tokenizer import read_tokenizer
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # BERT's, in its order: ids 0 to 4
 MOST_TOKENS = 30_522  # as in BERT
+VOCABULARY_FILES = ("tokenizer.json", "vocab.txt", "tokenizer_config.json")
 _LETTERS = 100  # of a word at most; WordPiece makes longer ones [UNK]
 _LONG = re.compile(rf"\S{{{_LETTERS + 1}}}")
 _SPARE = 128  # rows of an embedding table without a token: tables padded for speed have fewer
@@ -114,13 +116,13 @@ def write_vocabulary(tokenizer: Tokenizer, folder: str | Path, *, max_tokens: in
     words = {i: word for word, i in numbers.items()}
     lines = (words.get(i, "") for i in range(max(words) + 1))  # empty where no token has the id: lines count
     (folder / "vocab.txt").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    normalizer = json.loads(tokenizer.to_str())["normalizer"]
+    normalizer = json.loads(tokenizer.to_str())["normalizer"] or {}
     settings = {
         "tokenizer_class": "BertTokenizer",
         "model_max_length": max_tokens,
-        "do_lower_case": normalizer["lowercase"],
-        "strip_accents": normalizer["strip_accents"],
-        "tokenize_chinese_chars": normalizer["handle_chinese_chars"],
+        "do_lower_case": normalizer.get("lowercase", False),
+        "strip_accents": normalizer.get("strip_accents"),
+        "tokenize_chinese_chars": normalizer.get("handle_chinese_chars", True),
         **{f"{token[1:-1].lower()}_token": token for token in SPECIAL},
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
@@ -161,8 +163,9 @@ def _sentences(corpus: str | Path, normalizer: normalizers.Normalizer) -> Iterat
     the trainer takes the square of a word's length."""
     for document in iter_documents(corpus):
         for sentence in document.sentences:
-            if _LONG.search(sentence):
-                words = _words(sentence, normalizer)
+            # Normalised, Chinese has spaces round its characters.
+            if _LONG.search(sentence) and _LONG.search(text := normalizer.normalize_str(sentence)):
+                words = _words(text, normalizer)
                 sentence = " ".join(word for word in words if len(word) <= _LETTERS)
             yield sentence
 

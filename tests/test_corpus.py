@@ -30,6 +30,8 @@ AWKWARD = [
     "Wait... what? | Fine! | 1984 was long ago.",
     "no mark at the end",
     "It ran on Ms. Gray's machine—not Mr. White's. | It ran.",
+    "It was\u2014Mr. Darcy himself. | Yes.",
+    "(Mr. Darcy came.) | Yes.",
     "Is it true?! | It is. | Is he a Dr? | She is.",
 ]
 

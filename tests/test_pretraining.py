@@ -217,6 +217,22 @@ def test_a_run_is_resumed_from_anywhere_by_any_name_of_its_corpus(corpus, uninte
     assert after["evaluation"] == before["evaluation"]
 
 
+LATE = """
+import os, time
+from transformers import Trainer
+from segue.cli import main
+
+save = Trainer._save_rng_state
+
+def late(trainer, folder):
+    time.sleep(int(os.environ["RANK"]))  # the second process writes its own state when the first is done
+    save(trainer, folder)
+
+Trainer._save_rng_state = late
+raise SystemExit(main())
+"""
+
+
 def test_several_processes_train_one_model(corpus, tmp_path):
     out = tmp_path / "out"
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -232,7 +248,8 @@ def test_several_processes_train_one_model(corpus, tmp_path):
         "--threads",
         "1",
     ]
-    code = [*torchrun, "-m", "segue", "pretrain", str(corpus), "--out", str(out), *options]
+    (tmp_path / "late.py").write_text(LATE)
+    code = [*torchrun, "late.py", "pretrain", str(corpus), "--out", str(out), *options]
     done = subprocess.run(code, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     metrics = json.loads((out / "metrics.json").read_text())
@@ -241,6 +258,9 @@ def test_several_processes_train_one_model(corpus, tmp_path):
     assert done.stdout.count("next sentence") == 1
     saved, last = weights(out), weights(last_checkpoint(out))
     assert all(torch.equal(saved[name], last[name]) for name in saved)
+    marked = json.loads((last_checkpoint(out) / "complete").read_text())
+    assert {"rng_state_0.pth", "rng_state_1.pth"} < {*marked}
+    assert {*marked, "complete"} == {path.name for path in last_checkpoint(out).iterdir()}
     with pytest.raises(InputError, match=r"resume: devices: .* was started with 2, got 1"):
         pretrain(
             corpus, out=out, size="tiny", batch_size=2, max_tokens=24, epochs=0.05, threads=1, resume=True

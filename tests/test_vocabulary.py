@@ -102,11 +102,16 @@ def test_a_small_corpus_gives_a_small_vocabulary(tmp_path):
 def test_words_that_become_unknown_anyway_are_left_out(tmp_path):
     """Such a one the trainer would take the square of its length for."""
     file = tmp_path / "corpus.txt"
-    file.write_text(
-        f"One day. One {'ab' * 100_000}/day. {('x' * 101 + ' ') * 3}\n\n{('y' * 100 + ' ') * 3}\n"
-    )
+    documents = [
+        f"One {'ab' * 100_000}/day. One day.",
+        f"{'x' * 101} " * 3,
+        f"{'y' * 100} " * 3 + "x" * 101,
+        "\u5c71" * 150 + "z" * 90,  # no word is long: Chinese characters are words
+    ]
+    file.write_text("\n\n".join(documents), encoding="utf-8")
     tokens = numbered(train_vocabulary(file))
     assert {"one", "day", "y" * 100} <= set(tokens), "and nothing beside them is"
+    assert "\u5c71" in tokens
     assert "xx" not in tokens
     assert "##xx" not in tokens
     assert max(map(len, tokens)) == 100
