@@ -4,6 +4,8 @@ from __future__ import annotations
 
 __all__ = ["BertForPreTraining", "load", "new", "outline"]
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -54,19 +56,24 @@ def outline(folder: Path) -> BertForPreTraining:
     Raises `BundleError` where the config is no BERT's that can be trained.
     """
     file = folder / "config.json"
-    try:
+    with _refused(file):
         config = BertConfig.from_pretrained(folder, local_files_only=True)
-        with torch.device("meta"):
-            model = BertForPreTraining(config)
-    except Exception as error:  # of many kinds: the values meet transformers' checks here, PyTorch's there
-        reason = " ".join(str(error).split())
-        raise BundleError(f"{file}: no BERT can be made of it: {reason}") from error
     for name, (least, most) in _RANGES.items():
         value = getattr(config, name)
         if type(value) not in (int, float) or not least <= value <= most:
             wanted = f"a number from {least} to {most}" if least < most else least
             raise BundleError(f"{file}: {name}: expected {wanted}, got {value!r}")
-    return model
+    with _refused(file), torch.device("meta"):
+        return BertForPreTraining(config)
+
+
+@contextmanager
+def _refused(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # of many kinds: the values meet transformers' checks here, PyTorch's there
+        reason = " ".join(str(error).split())
+        raise BundleError(f"{file}: no BERT can be made of it: {reason}") from error
 
 
 def _check(weights: dict[str, Tensor], expected: dict[str, Tensor], folder: Path) -> None:
