@@ -114,6 +114,7 @@ class Engine:
             batch_tokens=batch_tokens,
             longest=manifest.max_tokens,
             batch_invariant=batch_invariant,
+            dimensions=manifest.dimensions,
         )
         arguments["path"] = None if path is None else str(Path(path).resolve())
         return cls(bundle, manifest, opened, arguments)

@@ -18,7 +18,7 @@ __all__ = ["external_data_locations"]
 _CHILDREN = {
     "Model": {7: "Graph", 25: "Function"},
     "Graph": {1: "Node", 5: "Tensor", 15: "SparseTensor"},
-    "Function": {7: "Node"},
+    "Function": {7: "Node", 11: "Attribute"},
     "Node": {5: "Attribute"},
     "Attribute": {
         5: "Tensor",
@@ -49,7 +49,7 @@ def external_data_locations(path: Path) -> set[str]:
     with view:
         try:
             return set(_locations(view, 0, len(view), "Model"))
-        except (IndexError, KeyError, UnicodeDecodeError) as error:
+        except (IndexError, KeyError, UnicodeDecodeError, RecursionError) as error:
             raise BundleError(f"{path}: not an ONNX file, or cut short") from error
 
 
@@ -94,3 +94,5 @@ def _varint(data: mmap.mmap, at: int) -> tuple[int, int]:
         if byte < 0x80:
             return value, at
         shift += 7
+        if shift > 63:
+            raise IndexError

@@ -2,7 +2,8 @@
 
 What an attention body needs besides its inputs (which rows make up a pair, the longest pair, the mask) it
 derives from cu_seqlens alone, by the same nodes in every layer: a runtime that merges equal expressions
-computes them once. Padding to [B, S] happens inside these bodies and nowhere else.
+computes them once. Padding to [B, S] happens inside these bodies and nowhere else. The attentions take empty
+pairs, a whole graph does not: its Gather of the [CLS] rows finds none of theirs.
 
 Two things are as they are because of the versions at hand. GELU is written out, since `Gelu` inside a
 function fails in onnx's ReferenceEvaluator 1.23; ONNX Runtime fuses it back. The mask is expanded over the

@@ -117,6 +117,16 @@ def inline(graph: ir.Model) -> None:
                 if part is not node:
                     value.name = part.name if index == 0 else f"{part.name}:{index}"
         body = []
+    _make_tensors(graph.graph)
+
+
+def _make_tensors(graph: ir.Graph) -> None:
+    """Write constants as tensors: of those that are Python's numbers, some tools make another type."""
+    types = {"value_float": np.float32, "value_int": np.int64, "value_ints": np.int64}
+    for node in graph:
+        for name in node.attributes.keys() & types.keys():
+            value = np.array(node.attributes.pop(name).value, dtype=types[name])
+            node.attributes.add(ir.AttrTensor("value", ir.tensor(value)))
 
 
 def store_float16(graph: ir.Model) -> None:
@@ -146,6 +156,10 @@ def store_float16(graph: ir.Model) -> None:
 def save_graph(graph: ir.Model, path: Path) -> None:
     """Write the graph to `path`, weights above EXTERNAL_DATA_BYTES beside it in model.onnx.data; check it."""
     weights = sum(weight.const_value.nbytes for weight in graph.graph.initializers.values())
+    for weight in graph.graph.initializers.values():
+        weight.shape = weight.type = (
+            None  # said by the tensor; said twice, what changes a weight would contradict
+        )
     ir.save(graph, path, external_data=WEIGHTS if weights > EXTERNAL_DATA_BYTES else None)
     onnx.checker.check_model(str(path), full_check=True)
 

@@ -197,14 +197,31 @@ def test_locations_are_found_wherever_a_tensor_may_stand(tmp_path):
         onnx.SparseTensorProto(values=tensor("values"), indices=tensor("indices"))
     )
     function = onnx.helper.make_function("segue", "F", [], ["c"], [constant("function")], [])
+    function.attribute_proto.append(onnx.helper.make_attribute("default", tensor("default")))
     model = onnx.helper.make_model(graph, functions=[function])
     path = tmp_path / MODEL
     path.write_bytes(model.SerializeToString())
     found = external_data_locations(path)
-    assert found == {"branch", "node", "initializer", "values", "indices", "function"}
+    assert found == {"branch", "node", "initializer", "values", "indices", "function", "default"}
 
 
-@pytest.mark.parametrize("content", [b"", b"\xff" * 100, b"not an onnx file at all", b"\x3a\xff\x01"])
+def _nested(depth: int) -> bytes:
+    """Graphs in attributes of nodes of graphs."""
+    content = b""
+    for field in (*(0x32, 0x2A, 0x0A) * depth, 0x3A):  # from within: a graph, its attribute, its node
+        size, prefix = len(content), bytes([field])
+        while size > 0x7F:
+            prefix += bytes([size & 0x7F | 0x80])
+            size >>= 7
+        content = prefix + bytes([size]) + content
+    return content
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\xff" * 100, b"\xff" * 10**6, b"not an onnx file at all", b"\x3a\xff\x01", _nested(2000)],
+    ids=range(6),
+)
 def test_what_is_no_onnx_file_is_a_bundle_error(tmp_path, content):
     path = tmp_path / MODEL
     path.write_bytes(content)

@@ -210,3 +210,29 @@ def test_the_same_checkpoint_gives_the_same_bytes(
     export_checkpoint(make_checkpoint(), tmp_path / "again")
     for name in ("model.onnx", "tokenizer.json"):
         assert (tmp_path / "again" / name).read_bytes() == (make_bundle() / name).read_bytes()
+
+
+@pytest.mark.parametrize("options", [{"flat": True}, {"layout": "padded"}], ids=str)
+def test_other_tools_find_the_type_of_a_constant_and_a_weight_in_one_place(
+    make_bundle: Callable[..., Path], options: dict[str, object]
+) -> None:
+    graph = onnx.load(make_bundle(layers=LAYERS, **options) / "model.onnx").graph
+    constants = [node for node in graph.node if node.op_type == "Constant"]
+    assert constants
+    assert {a.name for node in constants for a in node.attribute} == {"value"}
+    weights = {tensor.name for tensor in graph.initializer}
+    assert not weights & {value.name for value in graph.value_info}
+
+
+def test_the_padded_layout_can_be_quantised(make_bundle: Callable[..., Path], tmp_path: Path) -> None:
+    """As users do it: products of eight bits, of weights that change their name, type and axes."""
+    from onnxruntime.quantization import quantize_dynamic
+
+    path = make_bundle(layers=LAYERS, layout="padded") / "model.onnx"
+    quantize_dynamic(path, tmp_path / "quantised.onnx")
+    feed = dict.fromkeys(PADDED_INPUTS, np.ones((2, 9), np.int64))
+    found, expected = (
+        onnxruntime.InferenceSession(file).run(["logits"], feed)[0]
+        for file in (tmp_path / "quantised.onnx", path)
+    )
+    assert 0 < np.abs(found - expected).max() < 0.5

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -11,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
-from segue import Engine, SegueError
+from segue import BundleError, Engine, SegueError
 from segue.batching import PackedBatch
+from segue.bundle import sha256
 from segue.executors.onnxruntime import OnnxRuntimeExecutor
 
 THREADS, MANY = 2, 8
@@ -79,6 +83,48 @@ def test_many_batches_run_side_by_side_and_few_are_begun_ahead(executor, monkeyp
     assert len(taken) <= MANY + 2 * THREADS
     assert len(list(results)) == 4 * MANY - 1
     assert together.n_waiting == 0
+
+
+def _rename(graph: onnx.GraphProto) -> None:
+    graph.input[0].name = "ids"
+    for node in graph.node:
+        node.input[:] = ["ids" if name == "input_ids" else name for name in node.input]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (_rename, r"expected a graph of input_ids, .* all int64, got \{'ids'"),
+        (lambda graph: graph.output.pop(0), r"that gives logits, float32 \[B, C\], got \{'probabilities'"),
+        (
+            lambda graph: graph.input.append(onnx.helper.make_tensor_value_info("attention_mask", 7, ["T"])),
+            "got .*attention_mask",
+        ),
+    ],
+)
+def test_a_graph_with_another_face_is_refused_when_it_is_opened(bundle, tmp_path, change, said):
+    model = onnx.load(str(bundle / "model.onnx"))
+    change(model.graph)
+    onnx.save(model, str(tmp_path / "model.onnx"))
+    with pytest.raises(BundleError, match=said):
+        _open(tmp_path)
+
+
+def test_logits_of_one_pair_are_not_those_of_all(bundle, tmp_path):
+    model = onnx.load(str(bundle / "model.onnx"))
+    graph = model.graph
+    for node in graph.node:
+        node.output[:] = ["all" if name == "logits" else name for name in node.output]
+        node.input[:] = ["all" if name == "logits" else name for name in node.input]
+    graph.initializer.append(onnx.numpy_helper.from_array(np.array([0]), "first"))
+    graph.node.append(onnx.helper.make_node("Gather", ["all", "first"], ["logits"]))
+    folder = shutil.copytree(bundle, tmp_path / "bundle")
+    onnx.save(model, str(folder / "model.onnx"))
+    manifest = json.loads((folder / "segue.json").read_text())
+    manifest["files"]["model.onnx"] = sha256(folder / "model.onnx")
+    (folder / "segue.json").write_text(json.dumps(manifest))
+    with pytest.raises(BundleError, match=r"logits \[1, 2\] for 2 pairs"):
+        Engine.load(folder, device="cpu").score([("a", "b"), ("b", "a")])
 
 
 def test_one_thread_needs_no_second_session(bundle):

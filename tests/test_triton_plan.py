@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,8 @@ from onnx import helper, numpy_helper
 from triton_tools import FIVE_LABELS, NSP, ONE_LABEL
 
 from segue import BundleError
-from segue.executors.triton_plan import PAIRS, TOKENS, Plan, read_plan
+from segue.bundle import read_bundle
+from segue.executors.triton_plan import PAIRS, TOKENS, Plan, check_tables, read_plan
 
 FULL_LAYER = (
     *("linear", "packed_attention", "linear", "add_layer_norm"),
@@ -149,6 +151,22 @@ def _read_nothing(graph: onnx.GraphProto) -> None:
     _node(graph, "layers/0/qkv/Gemm").input[0] = "nowhere"
 
 
+def _leave_attributes(graph: onnx.GraphProto) -> None:
+    """Of which the default is another product."""
+    del _node(graph, "layers/0/attention_output/Gemm").attribute[:]
+
+
+def _cast_to_half(graph: onnx.GraphProto) -> None:
+    node = _node(graph, "layers/0/qkv/Gemm")
+    graph.node.insert(0, helper.make_node("Cast", [node.input[1]], ["half"], "half", to=10))
+    node.input[1] = "half"
+
+
+def _flatten_table(graph: onnx.GraphProto) -> None:
+    (table,) = (t for t in graph.initializer if t.name == "embeddings.word.weight")
+    table.dims[:] = [int(np.prod(table.dims))]
+
+
 def _rename_op(graph: onnx.GraphProto) -> None:
     _node(graph, "layers/0/PackedAttention").op_type = "UnpackedAttention"
 
@@ -158,6 +176,10 @@ def _rename_op(graph: onnx.GraphProto) -> None:
     [
         (_insert_relu, "node 'slip', Relu"),
         (lambda g: _set(g, "layers/0/qkv/Gemm", transB=0), "node 'layers/0/qkv/Gemm', Gemm"),
+        (_leave_attributes, "node 'layers/0/attention_output/Gemm', Gemm"),
+        (_cast_to_half, "node 'half', Cast"),
+        (_flatten_table, "node 'embeddings/Embed' over"),
+        (lambda g: _set(g, "layers/0/PackedAttention", heads=0), "'layers/0/PackedAttention' has 0 heads"),
         (lambda g: _set(g, "layers/0/output/Gemm", alpha=2.0), "node 'layers/0/output/Gemm', Gemm"),
         (lambda g: _set(g, "layers/1/query/Gemm", beta=0.5), "node 'layers/1/query/Gemm', Gemm"),
         (_drop_bias, "node 'layers/0/qkv/Gemm', Gemm"),
@@ -179,6 +201,25 @@ def test_what_no_kernel_runs_is_refused_by_name(
         read_plan(path)
     assert words in str(caught.value)
     assert str(path) in str(caught.value)
+
+
+def test_another_version_of_the_ops_is_refused(bundle: Path, tmp_path: Path) -> None:
+    model = onnx.load(str(bundle / "model.onnx"))
+    (opset,) = (opset for opset in model.opset_import if opset.domain == "segue")
+    opset.version = 2
+    onnx.save(model, str(tmp_path / "model.onnx"))
+    with pytest.raises(BundleError, match="runs version 1 of the domain segue, not 2"):
+        read_plan(tmp_path / "model.onnx")
+
+
+@pytest.mark.parametrize("table", ["vocab_size", "token_types", "positions"])
+def test_an_embedding_table_of_other_rows_than_the_model_s_is_refused(
+    bundle: Path, plan: Plan, table: str
+) -> None:
+    dimensions = read_bundle(bundle).dimensions
+    check_tables(plan, dimensions, bundle)
+    with pytest.raises(BundleError, match="expected embedding tables of"):
+        check_tables(plan, replace(dimensions, **{table: getattr(dimensions, table) + 1}), bundle)
 
 
 def test_a_head_size_beyond_the_kernels_is_refused_when_the_file_is_read(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segue.batching import PackedBatch, pack
+from segue.bundle import Dimensions
 from segue.encoded import Encoded, Ints
 from segue.errors import BundleError, ExecutorUnavailable, InputError, SegueError
 
@@ -55,6 +56,7 @@ def open_executor(
     batch_tokens: int | None,
     longest: int,
     batch_invariant: bool = True,
+    dimensions: Dimensions | None = None,
 ) -> Executor:
     """Load `model` into the executor that was asked for; "auto" takes a GPU where one works, else the CPU.
 
@@ -63,6 +65,7 @@ def open_executor(
         batch_tokens: tokens run at once, or None for what suits the executor.
         longest: tokens of the longest pair.
         batch_invariant: keep to the bit, under triton, what a pair gives in any batch.
+        dimensions: of the model, which a graph whose ids nothing checks as it runs is held against.
 
     Raises:
         InputError: a name is unknown.
@@ -90,6 +93,7 @@ def open_executor(
                 batch_tokens=batch_tokens,
                 longest=longest,
                 batch_invariant=batch_invariant,
+                dimensions=dimensions,
             )
         except BundleError as error:  # a flat graph, or another that kernels do not run
             if executor != "auto":
@@ -141,9 +145,10 @@ def execute(
     begun, ended = tee(batches)
     found = executor.run(pack(encoded, rows) for rows in begun)
     for values, rows in zip(found, _shown(ended, len(logits)) if progress else ended, strict=True):
-        if values.shape[1:] != (labels,):
+        if np.shape(values) != (len(rows), labels):
             raise BundleError(
-                f"the graph gives {values.shape[1]} logits a pair, the head has {labels} labels"
+                f"the graph gives logits {list(np.shape(values))} for {len(rows)} pairs, the head has "
+                f"{labels} labels"
             )
         logits[rows] = values
     if not np.isfinite(logits).all():

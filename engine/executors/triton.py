@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from segue.batching import PackedBatch
+from segue.bundle import Dimensions
 from segue.errors import ExecutorUnavailable, InputError, SegueError
 from segue.executors.triton_buckets import Bucket, bucket_of, buckets
 from segue.executors.triton_compiles import warm, watch
@@ -32,7 +33,7 @@ from segue.executors.triton_device import (
     record,
 )
 from segue.executors.triton_launches import Launches
-from segue.executors.triton_plan import Plan, read_plan
+from segue.executors.triton_plan import Plan, check_tables, read_plan
 from segue.executors.triton_products import LIBRARY_ROWS
 from segue.executors.triton_results import Results
 from segue.kernels.launching import INTERPRETED, target
@@ -109,6 +110,7 @@ class TritonExecutor:
         batch_tokens: int | None,
         longest: int,
         batch_invariant: bool = True,
+        dimensions: Dimensions | None = None,
     ) -> TritonExecutor:
         """Load `model`. batch_invariant: a row is summed in the same order whatever the batch, so that a
         pair has the same bits in all; otherwise linear layers go to a matrix library where that is faster.
@@ -122,8 +124,11 @@ class TritonExecutor:
         chosen = choose(device)
         try:
             target(chosen)
+            plan = read_plan(model)
+            if dimensions is not None:
+                check_tables(plan, dimensions, model)
             return cls(
-                read_plan(model),
+                plan,
                 chosen,
                 precision=precision or _DEFAULT,
                 batch_invariant=batch_invariant,

@@ -15,9 +15,10 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
+from segue.bundle import Dimensions
 from segue.errors import BundleError
 
-__all__ = ["INPUTS", "LOGITS", "PAIRS", "TOKENS", "Plan", "Step", "read_plan", "read_steps"]
+__all__ = ["INPUTS", "LOGITS", "PAIRS", "TOKENS", "Plan", "Step", "check_tables", "read_plan", "read_steps"]
 
 INPUTS = ("input_ids", "token_type_ids", "position_ids", "cu_seqlens")
 LOGITS = "logits"
@@ -33,7 +34,7 @@ _OPS = {
     "PoolClassify": "pool_classify",
 }
 _GEMM = {"alpha": 1.0, "beta": 1.0, "transA": 0, "transB": 1}
-_FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)
+_DOMAIN, _VERSION = "segue", 1
 _DEEPEST = 256  # head size that the kernels take
 
 
@@ -71,13 +72,30 @@ def read_plan(path: Path) -> Plan:
         BundleError: the file is not readable, or a node of it is none that kernels run; the node is named.
     """
     try:
-        graph = onnx.load(str(path)).graph
+        model = onnx.load(str(path))
     except Exception as error:  # protobuf's and onnx's own classes, and OSError
         raise BundleError(f"{path}: not readable as ONNX: {error}") from error
+    for opset in model.opset_import:
+        if opset.domain == _DOMAIN and opset.version != _VERSION:
+            raise BundleError(
+                f"{path}: the triton executor runs version {_VERSION} of the domain {_DOMAIN}, not "
+                f"{opset.version}"
+            )
+    graph = model.graph
     steps = read_steps(graph, path)
     read = {name for step in steps for name in step.inputs}
     weights = {t.name: numpy_helper.to_array(t) for t in graph.initializer if t.name in read}
     return Plan(steps, weights)
+
+
+def check_tables(plan: Plan, dimensions: Dimensions, path: Path) -> None:
+    """Raise BundleError where an embedding table of the graph at `path` has not the rows that the model has:
+    ids beyond them would be read from other memory."""
+    embed = next(step for step in plan.steps if step.op == "embed")
+    rows = {name: len(plan.weights[name]) for name in embed.inputs[3:6]}
+    expected = [dimensions.vocab_size, dimensions.token_types, dimensions.positions]
+    if [*rows.values()] != expected:
+        raise BundleError(f"{path}: expected embedding tables of {expected} rows, got {rows}")
 
 
 def read_steps(graph: onnx.GraphProto, path: Path) -> tuple[Step, ...]:
@@ -119,15 +137,15 @@ class _Reader:
         inputs = tuple(self._alias.get(name, name) for name in node.input)
         attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
         kind = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
-        if kind == "Cast" and inputs[0] in self.tensors and attributes["to"] in _FLOATS:
+        if kind == "Cast" and inputs[0] in self.tensors and attributes["to"] == onnx.TensorProto.FLOAT:
             self._alias[node.output[0]] = inputs[0]
         elif kind == "Slice" and inputs[0] == "cu_seqlens" and self._numbers(inputs[1:]) == [[0], [-1]]:
             self._starts.add(node.output[0])
         elif kind == "Gather" and inputs[1] in self._starts and not attributes.get("axis"):
             self._add(node, "first_rows", (inputs[0], "cu_seqlens"), {})
-        elif kind == "Gemm" and _GEMM | attributes == _GEMM and len(inputs) == 3:
+        elif kind == "Gemm" and _GEMM | {"transB": 0} | attributes == _GEMM and len(inputs) == 3:
             self._add(node, "linear", inputs, {})
-        elif node.domain == "segue" and node.op_type in _OPS:
+        elif node.domain == _DOMAIN and node.op_type in _OPS:
             options = {"heads": attributes["heads"]} if "heads" in attributes else {}
             if "epsilon" in attributes:
                 options["eps"] = attributes["epsilon"]
@@ -144,10 +162,12 @@ class _Reader:
                 raise BundleError(f"{self.path}: node {node.name!r} reads {name!r}, which is no tensor here")
         try:
             rows, columns = self._shape(op, inputs)
-        except KeyError as error:  # a weight where a value has to be, or the other way round
+        except (KeyError, IndexError) as error:  # a weight where a value has to be, or with other axes
             raise BundleError(
                 f"{self.path}: the triton executor does not run node {node.name!r} over {error}"
             ) from error
+        if "heads" in options and options["heads"] < 1:
+            raise BundleError(f"{self.path}: node {node.name!r} has {options['heads']} heads")
         if "heads" in options and (depth := columns // options["heads"]) > _DEEPEST:
             raise BundleError(
                 f"{self.path}: the triton executor does not run node {node.name!r}: it takes a head size of "
