@@ -7,13 +7,13 @@ Knows nothing about text or models.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
 from segue.encoded import Encoded, Ints
 
-__all__ = ["PackedBatch", "pack", "plan", "plan_stepwise"]
+__all__ = ["INPUTS", "PackedBatch", "pack", "plan", "plan_stepwise"]
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,9 @@ class PackedBatch:
     token_type_ids: Ints  # [T], 0 up to and including the first [SEP], then 1
     position_ids: Ints  # [T], from 0 in every pair
     cu_seqlens: Ints  # [B+1]
+
+
+INPUTS = tuple(field.name for field in fields(PackedBatch))
 
 
 def plan(

@@ -21,6 +21,7 @@ from segue import __version__
 from segue.errors import BundleError, ExecutorUnavailable, InputError, SegueError
 from segue.files import discard_output
 from segue.options import add_limits, add_model, add_table, count
+from segue.terminal import printable
 
 __all__ = ["main"]
 
@@ -227,7 +228,5 @@ def _stoppable() -> Iterator[None]:
 
 
 def _complain(error: Exception, code: int) -> int:
-    said = " ".join(str(error).splitlines())
-    said = "".join(c if c.isprintable() else repr(c)[1:-1] for c in said)  # what a file holds may be anything
-    print(f"segue: {said}", file=sys.stderr)
+    print(f"segue: {printable(' '.join(str(error).splitlines()))}", file=sys.stderr)
     return code

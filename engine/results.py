@@ -50,7 +50,8 @@ def write_scores(
     if titled:
         for name in score_names:
             _refuse_double(name, names, table.name)
-            _LINES.get(format, _csv_line)([name], f"the score's name {name!r}")
+            if format == "tsv":
+                _tsv_line([name], f"the score's name {name!r}")
     if format == "jsonl":
         lines = _json_lines(table, scored, score_names, scores_only=scores_only)
     else:

@@ -8,12 +8,14 @@ import sys
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from segue.files import STREAM, destination
-from segue.report import Explanation
 
-__all__ = ["Progress", "aligned", "describe", "explanation_text", "say"]
+if TYPE_CHECKING:
+    from segue.report import Explanation  # and numpy with it, which a message need not wait for
+
+__all__ = ["Progress", "aligned", "describe", "explanation_text", "printable", "say"]
 
 
 def say(text: str) -> None:
@@ -25,13 +27,13 @@ def say(text: str) -> None:
 def explanation_text(seen: Explanation) -> str:
     """Return the tokens of a pair as a table, what was cut off, and what each label got."""
     tokens = [
-        (str(position), _printable(token), str(number), str(segment))
+        (str(position), printable(token), str(number), str(segment))
         for position, token, number, segment in zip(
             seen.positions, seen.tokens, seen.token_ids, seen.token_type_ids, strict=True
         )
     ]
     labels = [
-        (_printable(label), f"{logit:.4f}", f"{probability:.6f}")
+        (printable(label), f"{logit:.4f}", f"{probability:.6f}")
         for label, logit, probability in zip(seen.labels, seen.logits, seen.probabilities, strict=True)
     ]
     first, second = seen.truncated
@@ -52,7 +54,7 @@ def explanation_text(seen: Explanation) -> str:
 
 def describe(record: Mapping[str, Any]) -> str:
     """Return a line for each value of a nested record, `key.key  value`."""
-    lines = [(name, _printable(value)) for name, value in _flat(record, "")]
+    lines = [(name, printable(value)) for name, value in _flat(record, "")]
     return "".join(f"{line}\n" for line in aligned(lines, left=(0, 1)))
 
 
@@ -88,7 +90,7 @@ def _width(text: str) -> int:
     )
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """Return the text with what would move or colour a terminal's cursor written as an escape."""
     return "".join(c if c.isprintable() or unicodedata.combining(c) else repr(c)[1:-1] for c in text)
 

@@ -17,7 +17,7 @@ from segue.bundle import Dimensions, Head, read_object
 from segue.errors import BundleError
 from segue.export.bert import Bert
 from segue.export.heads import CLASSIFIERS, activation_fn, choose_head
-from segue.export.weights import read_weights
+from segue.export.weights import float_weight, read_weights
 
 __all__ = ["Checkpoint", "load_bert", "read_checkpoint", "read_dimensions"]
 
@@ -209,17 +209,7 @@ def _take(left: dict[str, Tensor], source: str, shape: list[int]) -> Tensor:
     """Return a weight in float32, and take it from those that are left."""
     if source not in left:
         raise BundleError(f"weights: {source} is missing")
-    stored = left.pop(source)
-    if not stored.dtype.is_floating_point:
-        raise BundleError(f"weights: {source}: expected floating point, got {stored.dtype}")
-    if list(stored.shape) != shape:
-        raise BundleError(
-            f"weights: {source}: expected the shape {shape} by config.json, got {list(stored.shape)}"
-        )
-    weight = stored.float()
-    if not weight.isfinite().all():
-        raise BundleError(f"weights: {source} holds values that are not finite")
-    return weight
+    return float_weight(source, left.pop(source), shape)
 
 
 def _sources(name: str, checkpoint: Checkpoint) -> list[str]:

@@ -17,7 +17,7 @@ from transformers import BertConfig
 
 from segue.errors import BundleError
 from segue.export.masking import IGNORED
-from segue.export.weights import read_weights
+from segue.export.weights import float_weight, read_weights
 
 _BERT = ("embeddings.", "encoder.", "pooler.")
 # numbers that nothing but a forward pass would miss
@@ -43,7 +43,10 @@ def load(folder: Path) -> BertForPreTraining:
     the config tells of.
     """
     model, weights = outline(folder), read_weights(folder)
-    _check(weights, model.state_dict(), folder)
+    try:
+        _check(weights, model.state_dict())
+    except BundleError as error:
+        raise BundleError(f"{folder}: {error}") from error
     loaded: BertForPreTraining = BertForPreTraining.from_pretrained(
         None, config=model.config, state_dict=weights, dtype=torch.float32
     )
@@ -76,24 +79,18 @@ def _refused(file: Path) -> Iterator[None]:
         raise BundleError(f"{file}: no BERT can be made of it: {reason}") from error
 
 
-def _check(weights: dict[str, Tensor], expected: dict[str, Tensor], folder: Path) -> None:
+def _check(weights: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     """Raise `BundleError` unless the weights are all of a BERT's, but for its heads and pooler."""
     left = {name for name in expected if name.startswith(("bert.embeddings.", "bert.encoder."))}
     for stored, tensor in weights.items():
         name = f"bert.{stored}" if stored.startswith(_BERT) else stored  # a model without heads has no prefix
         left.discard(name)
         if name in expected:
-            if tensor.shape != expected[name].shape:
-                raise BundleError(
-                    f"{folder}: weights: {stored}: expected the shape {list(expected[name].shape)} by "
-                    f"config.json, got {list(tensor.shape)}"
-                )
-            if not tensor.is_floating_point() or not tensor.float().isfinite().all():
-                raise BundleError(f"{folder}: weights: {stored}: expected finite floating point numbers")
+            float_weight(stored, tensor, expected[name].shape)
         elif name.startswith("bert.") and name.removeprefix("bert.") not in _BUFFERS:
-            raise BundleError(f"{folder}: weights: config.json tells of no {stored}")
+            raise BundleError(f"weights: config.json tells of no {stored}")
     if left:
-        raise BundleError(f"{folder}: lacks {len(left)} weights of a BERT, one is {min(left)}")
+        raise BundleError(f"lacks {len(left)} weights of a BERT, one is {min(left)}")
 
 
 class BertForPreTraining(transformers.BertForPreTraining):

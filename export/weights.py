@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from segue.errors import BundleError
 
-__all__ = ["read_weights", "weight_files", "weights_sha256"]
+__all__ = ["float_weight", "read_weights", "weight_files", "weights_sha256"]
 
 # name of the file, name of the index over its shards; the first that is there is read, as transformers does
 _KINDS = (
@@ -59,6 +60,25 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
                 raise BundleError(f"{path}: {name} is there twice")
             weights[name] = tensor
     return weights
+
+
+def float_weight(name: str, weight: Tensor, shape: Sequence[int]) -> Tensor:
+    """Return a weight in float32.
+
+    Raises:
+        BundleError: it has not the shape that config.json tells of, or holds something else than finite
+            numbers.
+    """
+    if not weight.dtype.is_floating_point:
+        raise BundleError(f"weights: {name}: expected floating point, got {weight.dtype}")
+    if list(weight.shape) != list(shape):
+        raise BundleError(
+            f"weights: {name}: expected the shape {list(shape)} by config.json, got {list(weight.shape)}"
+        )
+    wide = weight.float()
+    if not wide.isfinite().all():
+        raise BundleError(f"weights: {name} holds values that are not finite")
+    return wide
 
 
 def weights_sha256(folder: Path) -> str:

@@ -7,8 +7,8 @@ machine, with triton or without; on a CPU under TRITON_INTERPRET=1 the kernel ag
 
 Gradients are refused wherever one is wanted, in a trace too: call under torch.no_grad(). What shapes and
 dtypes have to agree is checked by the kernel, when it runs: not in a trace, and a twin takes all that PyTorch
-can make fit. `Library.define` adds 5 µs to a
-call, where `torch.library.custom_op` adds 25 to 40; calling a launcher adds nothing.
+can make fit. `Library.define` adds 5 µs to a call, where `torch.library.custom_op` adds 25 to 40; calling a
+launcher adds nothing.
 """
 
 from __future__ import annotations

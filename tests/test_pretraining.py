@@ -284,11 +284,12 @@ def test_what_is_no_checkpoint_is_the_users(tmp_path):
     for name in mine:
         (tmp_path / name).mkdir()
     (tmp_path / "checkpoint-30").write_text("mine")
+    (tmp_path / "checkpoint-4").symlink_to(tmp_path / mine[0])
     assert last_checkpoint(tmp_path) is None
     for step in (9, 10, 11):
         (tmp_path / f"checkpoint-{step}").mkdir()
     drop_older(tmp_path)
-    kept = ["checkpoint-10", "checkpoint-11", "checkpoint-30"]
+    kept = ["checkpoint-10", "checkpoint-11", "checkpoint-30", "checkpoint-4"]
     assert sorted(os.listdir(tmp_path)) == sorted([*mine, *kept])
 
 
@@ -616,6 +617,18 @@ def test_weights_that_are_none_are_refused(make_checkpoint, tmp_path, name, data
     (folder / "model.safetensors").unlink()
     (folder / name).write_bytes(data)
     with pytest.raises(BundleError, match=f"{name}: not "):
+        pretraining.load(folder)
+
+
+def test_weights_that_are_not_finite_are_refused(learnt, tmp_path):
+    folder = shutil.copytree(learnt[0], tmp_path / "checkpoint")
+    stored = weights(folder)
+    stored["bert.pooler.dense.bias"][0] = torch.nan
+    (folder / "model.safetensors").unlink()
+    torch.save(stored, folder / "pytorch_model.bin")
+    with pytest.raises(
+        BundleError, match=r"checkpoint: weights: bert\.pooler\.dense\.bias holds values that"
+    ):
         pretraining.load(folder)
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from segue.batching import PackedBatch
+from segue.batching import INPUTS, PackedBatch
 from segue.errors import BundleError, ExecutorUnavailable, SegueError
 from segue.executors import driver_loads
 
@@ -31,7 +31,6 @@ _CUDA, _CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 # CPU, fewer leave its matrix products short.
 _TOKENS_A_THREAD, _FEWEST_TOKENS, _MOST_TOKENS = 256, 512, 2048
 _MANY = 4  # batches a thread from which on they run side by side
-_INPUTS = ("input_ids", "token_type_ids", "position_ids", "cu_seqlens")  # as a `PackedBatch` has them
 _CLOSED = "this engine is closed"
 _sessions: WeakSet[Any] = WeakSet()  # those of this process
 
@@ -179,9 +178,8 @@ class OnnxRuntimeExecutor:
 
     @staticmethod
     def _logits(session: Any, batch: PackedBatch) -> NDArray[np.float32]:
-        feeds = {name: getattr(batch, name) for name in _INPUTS}
         try:
-            logits: NDArray[np.float32] = session.run(["logits"], feeds)[0]
+            logits: NDArray[np.float32] = session.run(["logits"], vars(batch))[0]
         except Exception as error:  # the package raises its own classes, of which none is public
             raise SegueError(
                 f"onnxruntime failed on a batch of {len(batch.input_ids)} tokens: {error}"
@@ -232,8 +230,8 @@ def _session(model: Path, providers: list[Any], threads: int) -> Any:
 def _check_face(session: Any, model: Path) -> None:
     """Refuse a graph that takes or gives something else than batches and their logits."""
     takes = {value.name: value.type for value in session.get_inputs()}
-    if takes != dict.fromkeys(_INPUTS, "tensor(int64)"):
-        raise BundleError(f"{model}: expected a graph of {', '.join(_INPUTS)}, all int64, got {takes}")
+    if takes != dict.fromkeys(INPUTS, "tensor(int64)"):
+        raise BundleError(f"{model}: expected a graph of {', '.join(INPUTS)}, all int64, got {takes}")
     gives = {value.name: (value.type, len(value.shape)) for value in session.get_outputs()}
     if gives.get("logits") != ("tensor(float)", 2):
         raise BundleError(f"{model}: expected a graph that gives logits, float32 [B, C], got {gives}")

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from segue.batching import PackedBatch
+from segue.batching import INPUTS, PackedBatch
 from segue.executors.triton_buckets import Bucket
 from segue.executors.triton_device import own_stream
 from segue.executors.triton_memory import arrange_numbers
-from segue.executors.triton_plan import INPUTS, PAIRS, TOKENS
+from segue.executors.triton_plan import PAIRS, TOKENS
 
 __all__ = ["Feed"]
 

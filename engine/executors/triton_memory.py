@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import lru_cache
 
-from segue.executors.triton_plan import INPUTS, PAIRS, TOKENS, Plan
+from segue.batching import INPUTS
+from segue.executors.triton_plan import PAIRS, TOKENS, Plan
 
 __all__ = ["ALIGNMENT", "arrange", "arrange_numbers"]
 

@@ -15,12 +15,12 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
+from segue.batching import INPUTS
 from segue.bundle import Dimensions
 from segue.errors import BundleError
 
-__all__ = ["INPUTS", "LOGITS", "PAIRS", "TOKENS", "Plan", "Step", "check_tables", "read_plan", "read_steps"]
+__all__ = ["LOGITS", "PAIRS", "TOKENS", "Plan", "Step", "check_tables", "read_plan", "read_steps"]
 
-INPUTS = ("input_ids", "token_type_ids", "position_ids", "cu_seqlens")
 LOGITS = "logits"
 TOKENS, PAIRS = "tokens", "pairs"  # what a value has a row for
 # op of the graph -> launcher in segue.kernels
