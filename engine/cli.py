@@ -175,6 +175,15 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
 
 
+def _add_serve(parser: argparse.ArgumentParser) -> None:
+    with _needs("serve"):
+        from segue.serving import command
+
+        parser.set_defaults(run=command.run, extra="serve")
+        command.add_arguments(parser)
+        add_model(parser)
+
+
 _COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "score": ("score the pairs of a file", _add_score),
     "rank": ("order documents by how well they fit a query", _add_rank),
@@ -184,6 +193,7 @@ _COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "pretrain": ("train a BERT on text of your own", _add_pretrain),
     "evaluate": ("measure a next sentence model on text that it has not seen", _add_evaluate),
     "bench": ("measure latency and throughput on this machine", _add_bench),
+    "serve": ("answer over HTTP, as the servers do that clients know", _add_serve),
 }
 
 

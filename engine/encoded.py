@@ -72,10 +72,15 @@ class Encoded:
         return sizes_of(self.starts, self.pairs[: len(self.kept)]) - self.kept
 
     @property
+    def shortened(self) -> NDArray[np.bool_]:
+        """[N]: whether each pair asked for has lost tokens."""
+        cut: NDArray[np.bool_] = np.any(self.cut, axis=1)
+        return cut[self.inverse]
+
+    @property
     def truncated(self) -> int:
         """How many of the pairs asked for have lost tokens."""
-        cut: NDArray[np.bool_] = np.any(self.cut, axis=1)
-        return int(np.count_nonzero(cut[self.inverse])) if cut.any() else 0
+        return int(np.count_nonzero(self.shortened))
 
 
 class Growing:

@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 
 from segue.batching import pack, plan, plan_stepwise
 from segue.bundle import MANIFEST, Manifest, read_bundle
+from segue.checks import positive_whole
 from segue.encoded import Encoded, Ints
 from segue.errors import BundleError, InputError, SegueError
 from segue.executors import Executor, execute, open_executor
-from segue.head import check_output, positive_column, probabilities, scores
+from segue.head import check_output, positive_column, ranked, scores
 from segue.report import Explanation, Info
 from segue.text import PairEncoder, check_iterable, check_unicode
 from segue.threads import available_threads
@@ -97,8 +98,8 @@ class Engine:
         }
         if not isinstance(batch_invariant, bool):
             raise InputError(f"batch_invariant: expected True or False, got {batch_invariant!r}")
-        threads = _positive("threads", threads, available_threads(), most=_MOST_THREADS)
-        batch_tokens = _positive("max_batch_tokens", max_batch_tokens, 0, most=_MOST_TOKENS) or None
+        threads = positive_whole("threads", threads, available_threads(), most=_MOST_THREADS)
+        batch_tokens = positive_whole("max_batch_tokens", max_batch_tokens, 0, most=_MOST_TOKENS) or None
         bundle = _bundle_folder(path)
         manifest = read_bundle(bundle)
         if manifest.layout != "packed":
@@ -185,12 +186,12 @@ class Engine:
         Raises:
             InputError: names the document, or the option, and what is wrong with it.
         """
-        column = positive_column(self._manifest.head)
+        positive_column(self._manifest.head)  # a model without one is refused before anything is computed
         if not isinstance(query, str):
             raise InputError(f"query: expected str, got {type(query).__name__}")
         check_unicode("query", query)
         check_iterable("documents", documents, "str")
-        top_k = None if top_k is None else _positive("top_k", top_k, 1)
+        top_k = None if top_k is None else positive_whole("top_k", top_k, 1)
         texts = list(documents)
         for index, text in enumerate(texts):
             if not isinstance(text, str):
@@ -198,15 +199,14 @@ class Engine:
         try:
             encoded = self._encode([(query, text) for text in texts], "longest_first", None)
             logits = self._logits(encoded)
-        except InputError as error:
-            raise InputError(f"documents[{error.index}]: {error.reason}") from None
+        except SegueError as error:
+            if error.index is None:
+                raise
+            raise type(error)(f"documents[{error.index}]: {error.reason}") from None
         _warn_truncated(encoded.truncated, len(encoded.inverse))
-        values = probabilities(logits.astype(np.float64), self._manifest.head)[:, column]
-        best = np.argsort(-values, kind="stable")[:top_k]
         return [
-            {"corpus_id": int(place), "score": float(values[place])}
-            | ({"text": texts[place]} if return_documents else {})
-            for place in best
+            {"corpus_id": place, "score": score} | ({"text": texts[place]} if return_documents else {})
+            for place, score in ranked(logits, self._manifest.head, top_k=top_k)
         ]
 
     def score_iter(
@@ -244,8 +244,10 @@ class Engine:
         try:
             encoded = self._encode([(first, second)], truncation, max_tokens)
             logits = self._logits(encoded)[0]
-        except InputError as error:
-            raise InputError(error.reason) from None  # there is one pair
+        except SegueError as error:
+            if error.index is None:
+                raise
+            raise type(error)(error.reason) from None  # there is one pair
         _warn_truncated(encoded.truncated, 1)
         batch = pack(encoded, np.array([0]))
         return Explanation.of(batch, encoded, self._encoder, logits, self._manifest.head)
@@ -395,16 +397,6 @@ def _bundle_folder(path: str | os.PathLike[str] | None) -> Path:
 
         return exported(folder)
     raise BundleError(f"{folder}: neither a bundle ({MANIFEST}) nor a Hugging Face checkpoint (config.json)")
-
-
-def _positive(name: str, value: Any, default: int, *, most: int | None = None) -> int:
-    if value is None:
-        return default
-    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-    if not whole or value < 1 or (most is not None and value > most):
-        bounds = "from 1" if most is None else f"from 1 to {most}"
-        raise InputError(f"{name}: expected a whole number {bounds}, got {value!r}")
-    return int(value)
 
 
 def _warn_truncated(count: int, pairs: int) -> None:

@@ -6,11 +6,7 @@ __all__ = ["BundleError", "ExecutorUnavailable", "InputError", "SegueError"]
 
 
 class SegueError(Exception):
-    """The root of all errors that segue raises on purpose."""
-
-
-class InputError(SegueError, ValueError):
-    """A pair, a line or an option the caller gave is not usable.
+    """The root of all errors that segue raises on purpose.
 
     `index` is the place of the pair in what the caller gave, counted from 0, or None where no pair is to
     blame; `reason` is the message without that place.
@@ -19,6 +15,10 @@ class InputError(SegueError, ValueError):
     def __init__(self, reason: str, *, index: int | None = None) -> None:
         self.reason, self.index = reason, index
         super().__init__(reason if index is None else f"pairs[{index}]: {reason}")
+
+
+class InputError(SegueError, ValueError):
+    """A pair, a line or an option the caller gave is not usable."""
 
 
 class BundleError(SegueError):

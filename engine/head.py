@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from segue.bundle import Head
 from segue.errors import InputError
 
-__all__ = ["OUTPUTS", "check_output", "positive_column", "probabilities", "scores"]
+__all__ = ["OUTPUTS", "check_output", "positive_column", "probabilities", "ranked", "scores"]
 
 OUTPUTS = ("probability", "logit")
 
@@ -50,3 +50,15 @@ def probabilities(logits: NDArray[np.floating], head: Head) -> NDArray[np.floati
 def scores(logits: NDArray[np.floating], head: Head, output: str = "probability") -> NDArray[np.floating]:
     """Return `[..., C]` logits as what was asked for: probabilities, or the logits as they are."""
     return probabilities(logits, head) if output == "probability" else logits
+
+
+def ranked(
+    logits: NDArray[np.floating], head: Head, output: str = "probability", top_k: int | None = None
+) -> list[tuple[int, float]]:
+    """Return (row, score) of logits `[N, C]`, best first; equal scores keep their order.
+
+    Computed in float64, so that those near 1 do not become ties.
+    """
+    values = scores(logits.astype(np.float64), head, output)[:, positive_column(head)]
+    best = np.argsort(-values, kind="stable")[:top_k]
+    return [(int(row), float(values[row])) for row in best]

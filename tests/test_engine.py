@@ -688,6 +688,10 @@ def test_values_that_are_not_finite_name_the_pair(engine, monkeypatch):
     monkeypatch.setattr(engine._executor, "run", run)
     with pytest.raises(SegueError, match=r"pairs\[2\]: the model's logits are not finite"):
         engine.score([("a", "b"), ("a", "b"), ("the man went", "to the store")])
+    with pytest.raises(SegueError, match=r"^documents\[1\]: the model's logits are not finite"):
+        engine.rank("a", ["b", "to the store"])
+    with pytest.raises(SegueError, match=r"^the model's logits are not finite"):
+        engine.explain("a", "b")
 
 
 def test_a_checkpoint_folder_is_exported_once(make_checkpoint, make_bundle, tmp_path, monkeypatch):

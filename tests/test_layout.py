@@ -33,6 +33,8 @@ ROOMS = {
     | {"segue.Engine", "segue.terminal"},
 }
 PACKAGE = {"kernels": "segue.kernels", "engine": "segue", "export": "segue.export"}
+# what `segue serve` alone brings in
+SERVER = {"starlette", "uvicorn", "prometheus_client"}
 # the files of the engine that may reach into the export room, when a checkpoint or a subcommand asks for it
 MAY_EXPORT = {"cache.py", "cli.py"}
 # what the files of the Triton executor may import besides, at once: they are imported when it is asked for
@@ -78,12 +80,14 @@ def test_each_room_imports_what_it_may(path):
         allowed = _within(module, ROOMS[room] | {PACKAGE[room]})
         if room == "engine" and _within(module, TRITON_EXECUTOR | {"segue.export"}):
             allowed = path.name in MAY_EXPORT if _within(module, {"segue.export"}) else _of_triton(path)
+        if _within(module, SERVER):
+            allowed = path.parent.name == "serving"
         assert allowed, f"{path.relative_to(ROOT)}: {room}/ may not import {module}"
 
 
 @pytest.mark.parametrize(
     "path",
-    [p for p in _files() if p.parts[-2] in ("engine", "executors", "benchmark")],
+    [p for p in _files() if p.parts[-2] in ("engine", "executors", "benchmark", "serving")],
     ids=lambda path: path.name,
 )
 def test_the_engine_imports_heavy_packages_only_when_asked(path):
@@ -111,7 +115,8 @@ def test_import_brings_in_nothing_heavy(statement):
     loaded = _python(f"import sys\n{statement}\nprint(*sorted(sys.modules))").split()
     tops = {name.split(".")[0] for name in loaded}
     assert "segue" in tops
-    assert not tops & {"torch", "triton", "onnx", "transformers", "onnxscript", "onnxruntime", "matplotlib"}
+    heavy = {"torch", "triton", "onnx", "transformers", "onnxscript", "onnxruntime", "matplotlib", "asyncio"}
+    assert not tops & (heavy | SERVER)
 
 
 def test_scoring_brings_in_nothing_heavy(make_bundle):

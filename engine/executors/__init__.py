@@ -154,7 +154,7 @@ def execute(
     if not np.isfinite(logits).all():
         row = int(np.argmin(np.isfinite(logits).all(axis=1)))
         index = int(np.argmax(encoded.inverse == row))
-        raise SegueError(f"pairs[{index}]: the model's logits are not finite: {logits[row].tolist()}")
+        raise SegueError(f"the model's logits are not finite: {logits[row].tolist()}", index=index)
     return logits
 
 

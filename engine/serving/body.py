@@ -1,0 +1,116 @@
+"""The JSON body of a request: each field is taken with the kind it must have, and none may be left."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from segue.errors import InputError
+from segue.text import check_unicode
+
+__all__ = ["Body", "a_text", "some_texts"]
+
+_KINDS = {
+    type(None): "null",
+    bool: "a boolean",
+    int: "a number",
+    float: "a number",
+    str: "a string",
+    list: "an array",
+}
+
+
+class Body:
+    """An object's fields. One that is null counts as absent: clients write so what they were not given."""
+
+    def __init__(self, text: bytes) -> None:
+        """Read UTF-8 JSON.
+
+        Raises:
+            InputError: it is none, or no object.
+        """
+        try:
+            fields = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"the body is not JSON: {error}") from None
+        if not isinstance(fields, dict):
+            raise InputError(f"the body: expected an object, got {_kind(fields)}")
+        self._fields = {name: value for name, value in fields.items() if value is not None}
+        self._known: list[str] = []
+
+    def end(self) -> None:
+        """Say that no more is taken.
+
+        Raises:
+            InputError: names a field that nobody asked for: what it would change, would not be changed.
+        """
+        for name in self._fields:
+            if name not in self._known:
+                raise InputError(f"{name}: no such field; there are {', '.join(self._known)}")
+
+    def any_of(self, *names: str) -> tuple[str, Any]:
+        """Return the one of these fields that is there, and its value.
+
+        Raises:
+            InputError: none of them is there, or more than one.
+        """
+        self._known += names
+        given = [name for name in names if name in self._fields]
+        if len(given) != 1:
+            wrong = f"{' and '.join(given)}: give one of them" if given else f"{names[0]}: missing"
+            raise InputError(wrong)
+        return given[0], self._fields[given[0]]
+
+    def text(self, name: str) -> str:
+        """Return a string that must be there."""
+        return a_text(*self.any_of(name))
+
+    def flag(self, name: str, default: bool = False) -> bool:
+        """Return a boolean."""
+        value = self._optional(name, default)
+        if not isinstance(value, bool):
+            raise InputError(f"{name}: expected a boolean, got {_kind(value)}")
+        return value
+
+    def number(self, name: str) -> int | None:
+        """Return a whole number from 1, or None."""
+        value = self._optional(name, None)
+        if value is not None and (type(value) is not int or value < 1):
+            shown = value if type(value) in (int, float) else _kind(value)
+            raise InputError(f"{name}: expected a whole number from 1, got {shown}")
+        return value
+
+    def choice(self, name: str, choices: tuple[str, ...]) -> str:
+        """Return one of these strings, by default the first."""
+        value = self._optional(name, choices[0])
+        if value not in choices:
+            shown = repr(value) if isinstance(value, str) and len(value) <= 40 else _kind(value)
+            raise InputError(f"{name}: expected one of {', '.join(choices)}, got {shown}")
+        return str(value)
+
+    def ignored(self, name: str) -> None:
+        """Allow a string that changes nothing."""
+        a_text(name, self._optional(name, ""))
+
+    def _optional(self, name: str, default: Any) -> Any:
+        self._known.append(name)
+        return self._fields.get(name, default)
+
+
+def a_text(name: str, value: Any) -> str:
+    """Return the string that `value` must be."""
+    if not isinstance(value, str):
+        raise InputError(f"{name}: expected a string, got {_kind(value)}")
+    check_unicode(name, value)
+    return value
+
+
+def some_texts(name: str, value: Any) -> list[str]:
+    """Return the strings of the array that `value` must be."""
+    if not isinstance(value, list):
+        raise InputError(f"{name}: expected an array of strings, got {_kind(value)}")
+    return [a_text(f"{name}[{place}]", text) for place, text in enumerate(value)]
+
+
+def _kind(value: Any) -> str:
+    return _KINDS.get(type(value), "an object")

@@ -1,0 +1,136 @@
+"""`segue serve`: load a model, warm it up, and answer until a signal says to stop."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import sys
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
+
+import uvicorn
+
+from segue.engine import Engine
+from segue.errors import InputError
+from segue.options import count, load_options
+from segue.serving.app import MAX_BODY_BYTES, MAX_PAIRS, MAX_WAITING, create_app
+from segue.terminal import printable
+
+__all__ = ["add_arguments", "run"]
+
+_EPILOG = """\
+paths:
+  POST /score                     {"queries": "A", "documents": ["B", ...]}, or as many queries; as vLLM
+  POST /predict                   {"inputs": [["A", "B"], ...]}: each label of each pair; as
+                                  text-embeddings-inference
+  POST /rerank                    {"query": "A", "texts": ["B", ...]}; as text-embeddings-inference
+  POST /v1/rerank, /v2/rerank     {"query": "A", "documents": ["B", ...], "top_n": 3}; as Jina, Cohere, vLLM
+  GET  /health, /info, /metrics
+
+What is asked while the model computes is computed together next; no score depends on that. There is
+neither encryption nor a password: put a proxy before it, or keep it on this machine, as by default.
+SIGTERM and Ctrl-C let it answer what was asked, for at most --grace seconds, and end with 0.
+
+exit codes: 0 was told to stop, 1 failed, 2 bad usage or input"""
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Add the command's arguments but the options that choose and load a model."""
+    parser.epilog = _EPILOG
+    add = parser.add_argument
+    add("--host", default="127.0.0.1", help="to listen on; default: 127.0.0.1, this machine alone")
+    add("--port", type=_port, default=8000, help="0: any that is free; default: 8000")
+    add("--name", help="of the model, in answers; default: its folder's")
+    group = parser.add_argument_group("limits")
+    add = group.add_argument
+    add("--max-pairs", type=count, metavar="N", default=MAX_PAIRS, help=f"of a request; default: {MAX_PAIRS}")
+    add(
+        "--max-waiting",
+        type=count,
+        metavar="N",
+        default=MAX_WAITING,
+        help=f"pairs that may wait, before requests are refused with 429; default: {MAX_WAITING}",
+    )
+    add(
+        "--max-body",
+        type=count,
+        metavar="BYTES",
+        default=MAX_BODY_BYTES,
+        help=f"of a request; default: {MAX_BODY_BYTES}",
+    )
+    add("--grace", type=count, metavar="SECONDS", default=30, help="to end in; default: 30")
+
+
+def run(arguments: Namespace) -> None:
+    """Serve until SIGINT or SIGTERM. The address is taken first: mistakes show at once."""
+    with (
+        _bound(arguments.host, arguments.port) as listening,
+        Engine.load(arguments.model, **load_options(arguments)) as engine,
+    ):
+        engine.warmup(progress=sys.stderr is not None and sys.stderr.isatty())
+        app = create_app(
+            engine,
+            name=arguments.name,
+            max_pairs=arguments.max_pairs,
+            max_waiting=arguments.max_waiting,
+            max_body_bytes=arguments.max_body,
+        )
+        config = uvicorn.Config(
+            app,
+            log_config=None,
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=arguments.grace,
+        )
+        # uvicorn raises a signal once more when it has ended for it; that is none of the process's business
+        before = {number: signal.signal(number, _ignore) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            _Server(config, f"{app.state.model} by {engine.info.executor} on {engine.info.device}").run(
+                [listening]
+            )
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+class _Server(uvicorn.Server):
+    """Says on stderr where it listens, once it does."""
+
+    def __init__(self, config: uvicorn.Config, serves: str) -> None:
+        super().__init__(config)
+        self._serves = serves
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        for listening in sockets or ():
+            host, port = listening.getsockname()[:2]
+            address = f"[{host}]" if ":" in host else host
+            print(f"segue: {printable(self._serves)} at http://{address}:{port}", file=sys.stderr, flush=True)
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    """Return a socket with that address, on which nobody listens yet."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        bound = socket.socket(family, kind, protocol)
+    except (OSError, UnicodeError) as error:
+        raise InputError(f"host: {host!r} is no address: {error}") from None
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(address)
+    except OSError as error:
+        bound.close()
+        raise OSError(f"{host}:{port}: {error.strerror}") from None
+    return bound
+
+
+def _port(text: str) -> int:
+    if not (text.isascii() and text.isdecimal()) or len(text) > 5 or int(text) > 65535:
+        raise ArgumentTypeError(f"expected a whole number from 0 to 65535, got {text!r}")
+    return int(text)
+
+
+def _ignore(*_: object) -> None:
+    pass

@@ -1,0 +1,237 @@
+"""Many callers, one engine: what is asked while a turn is computed is computed together in the next.
+
+Nobody waits for company: a lone request is computed at once. A turn takes one pair of each request after the
+other until it is full, so that a short request need not wait for a long one to end. That requests are joined
+changes no score, as none depends on its batch. Knows nothing about HTTP.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segue.encoded import MIN_TOKENS, Ints
+from segue.engine import Engine
+from segue.errors import SegueError
+
+__all__ = ["Answer", "Closed", "Joiner", "Overloaded", "Pair"]
+
+Pair = tuple[str, str]
+# Tokens of a turn. On a CPU smaller ones are slower, the smallest by a seventh (MiniLM-L6, two cores), and
+# larger ones make others wait; a device gets two of its batches, so that one runs while the other is encoded.
+_TURN_TOKENS, _TURN_BATCHES = 4096, 2
+_CHARACTERS = 5  # of a token of English, about, spaces counted
+
+
+class Overloaded(SegueError):
+    """So many pairs are waiting already that no more are taken."""
+
+
+class Closed(SegueError):
+    """Nothing is begun any more."""
+
+    def __init__(self) -> None:
+        super().__init__("the server is closing")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What became of n pairs."""
+
+    logits: NDArray[np.float32]  # [n, C]
+    tokens: Ints  # [n], the three special ones counted
+    truncated: NDArray[np.bool_]  # [n], whether any were cut away
+    waited: float  # seconds until the first pair was begun
+    computed: float  # seconds from then until the last was done
+
+
+class Joiner:
+    """Computes in a thread of its own, which starts with the first request. Safe to share between threads."""
+
+    def __init__(self, engine: Engine, *, max_waiting: int) -> None:
+        """Let no more than `max_waiting` pairs wait, unless one request alone has more."""
+        self._engine, self._max_waiting = engine, max_waiting
+        self._turn = max(_TURN_TOKENS, _TURN_BATCHES * engine.info.max_batch_tokens)
+        self._longest = engine.info.max_tokens
+        self._requests: deque[_Request] = deque()  # of which not every pair was begun
+        self._waiting = 0  # pairs of these that were not
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._closed = False
+        self.turns = 0  # computed so far
+        self.broken: Exception | None = None  # what the last turn failed with, where no pair was to blame
+
+    @property
+    def waiting(self) -> int:
+        """Pairs that were asked for and not begun."""
+        return self._waiting
+
+    def ask(
+        self, pairs: Sequence[Pair], *, truncation: str = "longest_first", max_tokens: int | None = None
+    ) -> Future[Answer]:
+        """Return what will be the answer for pairs of strings. Cancelling it saves the work.
+
+        Raises:
+            InputError: an option has no such value. What is wrong with a pair, the future says.
+            Overloaded: too many pairs are waiting.
+        """
+        self._engine._encode([], truncation, max_tokens)
+        request = _Request(pairs, (truncation, max_tokens), len(self._engine.labels))
+        if not pairs:
+            request.answer()
+            return request.future
+        with self._changed:
+            if self._closed:
+                raise Closed
+            if self._waiting and self._waiting + len(pairs) > self._max_waiting:
+                raise Overloaded(
+                    f"{self._waiting} pairs are waiting, and {len(pairs)} more would be over "
+                    f"{self._max_waiting}"
+                )
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work, name="segue-joiner", daemon=True)
+                self._thread.start()
+            self._requests.append(request)
+            self._waiting += len(pairs)
+            self._changed.notify()
+        request.future.add_done_callback(lambda _: self._forget(request))
+        return request.future
+
+    def close(self) -> None:
+        """Take no more, end the turn that is computed, and fail what was not begun by then."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _forget(self, request: _Request) -> None:
+        """Begin no more pairs of a request that has ended, as a cancelled one may before they were begun."""
+        with self._changed:
+            self._waiting -= request.left
+            request.begun = len(request.pairs)
+
+    def _work(self) -> None:
+        while turn := self._next_turn():
+            self.turns += 1
+            self._compute(turn)
+
+    def _next_turn(self) -> list[tuple[_Request, int]]:
+        """Wait for pairs and return some, each as its request and its place there; none: this is the end."""
+        with self._changed:
+            while True:
+                if self._closed:
+                    for request in self._requests:
+                        request.fail(Closed())
+                    return []
+                if turn := self._take():
+                    return turn
+                self._changed.wait()
+
+    def _take(self) -> list[tuple[_Request, int]]:
+        turn: list[tuple[_Request, int]] = []
+        others: list[_Request] = []  # with other options; the next turn begins with them
+        room = _CHARACTERS * self._turn
+        while self._requests and room > 0:
+            request = self._requests.popleft()
+            if not request.left:
+                continue
+            if turn and request.options != turn[0][0].options:
+                others.append(request)
+                continue
+            place = request.begin()
+            self._waiting -= 1
+            turn.append((request, place))
+            characters = sum(map(len, request.pairs[place])) + _CHARACTERS * MIN_TOKENS
+            room -= min(characters, _CHARACTERS * (request.options[1] or self._longest))
+            if request.left:
+                self._requests.append(request)
+        self._requests.extendleft(reversed(others))
+        return turn
+
+    def _compute(self, turn: list[tuple[_Request, int]]) -> None:
+        """Compute a turn; where that fails, each request's part of it alone, so that one fails for itself."""
+        requests = list(dict.fromkeys(request for request, _ in turn))
+        truncation, max_tokens = requests[0].options
+        try:
+            encoded = self._engine._encode([one.pairs[place] for one, place in turn], truncation, max_tokens)
+            logits = self._engine._logits(encoded)
+        except Exception as error:
+            if len(requests) > 1:
+                for request in requests:
+                    self._compute([(one, place) for one, place in turn if one is request])
+                return
+            index = getattr(error, "index", None)
+            if isinstance(error, SegueError) and index is not None:
+                requests[0].fail(type(error)(error.reason, index=turn[index][1]))
+            else:
+                self.broken = error
+                requests[0].fail(error)
+            return
+        self.broken = None
+        sizes = encoded.lengths[encoded.inverse]
+        for (request, place), row, size, short in zip(turn, logits, sizes, encoded.shortened, strict=True):
+            request.done(place, row, size, short)
+
+
+class _Request:
+    """Pairs that one caller asked for, and what is known of them."""
+
+    def __init__(self, pairs: Sequence[Pair], options: tuple[str, int | None], labels: int) -> None:
+        self.pairs, self.options = pairs, options
+        self.future: Future[Answer] = Future()
+        self.begun = self._ended = 0
+        self._asked = self._started = perf_counter()
+        self._logits = np.empty((len(pairs), labels), np.float32)
+        self._tokens = np.empty(len(pairs), np.int64)
+        self._truncated = np.empty(len(pairs), np.bool_)
+
+    @property
+    def left(self) -> int:
+        """Pairs that were not begun."""
+        return len(self.pairs) - self.begun
+
+    def begin(self) -> int:
+        """Return the place of the next pair."""
+        if not self.begun:
+            self._started = perf_counter()
+        self.begun += 1
+        return self.begun - 1
+
+    def done(self, place: int, logits: NDArray[np.float32], tokens: Any, truncated: Any) -> None:
+        """Note what became of one pair; with the last one comes the answer."""
+        self._logits[place], self._tokens[place], self._truncated[place] = logits, tokens, truncated
+        self._ended += 1
+        if self._ended == len(self.pairs):
+            self.answer()
+
+    def answer(self) -> None:
+        """Let the caller have what is known of all pairs."""
+        if self._open():
+            started = self._started
+            self.future.set_result(
+                Answer(
+                    self._logits,
+                    self._tokens,
+                    self._truncated,
+                    waited=started - self._asked,
+                    computed=perf_counter() - started,
+                )
+            )
+
+    def fail(self, error: Exception) -> None:
+        """Let the caller have the error."""
+        if self._open():
+            self.future.set_exception(error)
+
+    def _open(self) -> bool:
+        """Tell whether the caller still waits, and let none cancel from here on."""
+        return not self.future.done() and self.future.set_running_or_notify_cancel()

@@ -1,0 +1,296 @@
+"""Requests that are computed together: each gets its own numbers, none waits for longer than it must."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from segue import Engine, InputError, SegueError
+from segue.serving.joining import Answer, Closed, Joiner, Overloaded
+
+A, B = "the man went to the store", "he bought a gallon of milk"
+LONG = "a river ran past the old mill " * 100
+SECONDS = 60  # to wait for what is bound to come
+
+
+@pytest.fixture(scope="module")
+def engine(make_bundle: Callable[..., Path]) -> Iterator[Engine]:
+    with Engine.load(make_bundle(layers=1), threads=1, device="cpu") as engine:
+        yield engine
+
+
+@pytest.fixture
+def joiner(engine: Engine) -> Iterator[Joiner]:
+    joiner = Joiner(engine, max_waiting=1000)
+    yield joiner
+    joiner.close()
+
+
+class Gate:
+    """Counts the calls of an engine, and holds them while it is shut."""
+
+    def __init__(self, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.turns: list[int] = []  # pairs of each
+        self.reached, self.open = threading.Event(), threading.Event()
+        compute = engine._logits
+
+        def held(encoded: Any, progress: bool = False) -> Any:
+            self.turns.append(len(encoded.inverse))
+            self.reached.set()
+            assert self.open.wait(SECONDS)
+            return compute(encoded, progress)
+
+        monkeypatch.setattr(engine, "_logits", held)
+
+
+@pytest.fixture
+def gate(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Gate:
+    return Gate(engine, monkeypatch)
+
+
+def occupied(joiner: Joiner, gate: Gate) -> Future[Answer]:
+    """Ask for one pair, and return once it is being computed and the gate holds it."""
+    first = joiner.ask([("first", "of all")])
+    assert gate.reached.wait(SECONDS)
+    return first
+
+
+def check(answer: Answer, engine: Engine, pairs: list[tuple[str, str]], **options: Any) -> None:
+    explained = [engine.explain(*pair, **options) for pair in pairs]
+    expected = engine.predict(pairs, output="logit", **options)
+    np.testing.assert_allclose(answer.logits, expected, rtol=0, atol=2e-5)
+    assert answer.tokens.tolist() == [len(one.tokens) for one in explained]
+    assert answer.truncated.tolist() == [any(one.truncated) for one in explained]
+    assert answer.waited >= 0
+    assert answer.computed >= 0
+
+
+def test_an_answer_has_what_the_engine_gives(engine: Engine, joiner: Joiner) -> None:
+    pairs = [(A, B), (LONG, B), (A, LONG), ("", ""), (A, B)]
+    check(joiner.ask(pairs).result(SECONDS), engine, pairs)
+    options = {"truncation": "only_first", "max_tokens": 20}
+    pairs = [(A, B), (LONG, B), (A, "milk")]
+    check(joiner.ask(pairs, **options).result(SECONDS), engine, pairs, **options)
+
+
+def test_no_pairs_are_answered_at_once(engine: Engine, joiner: Joiner) -> None:
+    answer = joiner.ask([]).result(0)
+    assert answer.logits.shape == (0, 2)
+    assert (len(answer.tokens), len(answer.truncated), joiner.turns) == (0, 0, 0)
+
+
+def test_what_waits_is_computed_together(engine: Engine, joiner: Joiner, gate: Gate) -> None:
+    first = occupied(joiner, gate)
+    asked = [[(f"query {i}", f"text {j}") for j in range(i)] for i in range(1, 5)]
+    futures = [joiner.ask(pairs) for pairs in asked]
+    assert joiner.waiting == 10
+    gate.open.set()
+    wait([first, *futures], SECONDS)
+    assert gate.turns == [1, 10]
+    assert (joiner.turns, joiner.waiting) == (2, 0)
+    for pairs, future in zip(asked, futures, strict=True):
+        check(future.result(), engine, pairs)
+
+
+def test_a_short_request_does_not_wait_for_the_end_of_a_long_one(joiner: Joiner, gate: Gate) -> None:
+    first = occupied(joiner, gate)
+    long = joiner.ask([(f"{i}", LONG) for i in range(40)])
+    short = joiner.ask([(A, B), (B, A)])
+    ended: list[str] = []
+    long.add_done_callback(lambda _: ended.append("long"))
+    short.add_done_callback(lambda _: ended.append("short"))
+    gate.open.set()
+    wait([first, long, short], SECONDS)
+    assert ended == ["short", "long"]
+    assert len(gate.turns) > 4
+    assert 3 < gate.turns[1] < 20  # some of the long one, and both of the short one
+
+
+def test_requests_that_differ_in_options_get_turns_of_their_own(
+    engine: Engine, joiner: Joiner, gate: Gate
+) -> None:
+    first = occupied(joiner, gate)
+    kinds: list[dict[str, Any]] = [{}, {"max_tokens": 9}, {"max_tokens": 20, "truncation": "only_second"}]
+    asked = [(kinds[i % 3], [(A, f"{i} {LONG}"), (f"{i}", B)]) for i in range(9)]
+    futures = [joiner.ask(pairs, **options) for options, pairs in asked]
+    gate.open.set()
+    wait([first, *futures], SECONDS)
+    assert gate.turns == [1, 6, 6, 6]
+    for (options, pairs), future in zip(asked, futures, strict=True):
+        check(future.result(), engine, pairs, **options)
+
+
+def test_a_bad_pair_fails_its_own_request_alone(engine: Engine, joiner: Joiner, gate: Gate) -> None:
+    first = occupied(joiner, gate)
+    good = [(A, B), (B, A)]
+    bad = [(A, B), (A, B), (A, LONG), (LONG, B)]
+    before, wrong, after = (joiner.ask(pairs, truncation="error") for pairs in (good, bad, good))
+    gate.open.set()
+    wait([first, before, wrong, after], SECONDS)
+    with pytest.raises(InputError, match=r"^pairs\[2\]: 1009 tokens, more than 512") as caught:
+        wrong.result()
+    assert caught.value.index == 2
+    for future in (before, after):
+        check(future.result(), engine, good)
+    assert joiner.broken is None
+
+
+def test_the_place_of_a_bad_pair_counts_from_the_start_of_its_request(joiner: Joiner) -> None:
+    """It is computed turns later than the first."""
+    pairs = [(f"{i}", "a river ran past the old mill " * 30) for i in range(40)]
+    assert joiner.ask(pairs, truncation="error").result(SECONDS).logits.shape == (40, 2)
+    pairs[35] = (LONG, "b")
+    with pytest.raises(InputError, match=r"^pairs\[35\]: "):
+        joiner.ask(pairs, truncation="error").result(SECONDS)
+    assert joiner.waiting == 0
+
+
+def test_a_model_that_fails_is_told_to_each_and_forgotten_when_it_works(
+    engine: Engine, joiner: Joiner, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = occupied(joiner, gate)
+    monkeypatch.setattr(engine, "_logits", fail := Failing(RuntimeError("no memory")))
+    futures = [joiner.ask([(A, B)]) for _ in range(3)]
+    gate.open.set()
+    first.result(SECONDS)
+    for future in futures:
+        with pytest.raises(RuntimeError, match="no memory"):
+            future.result(SECONDS)
+    assert fail.calls == 4  # together, and each alone
+    assert str(joiner.broken) == "no memory"
+    monkeypatch.undo()
+    check(joiner.ask([(A, B)]).result(SECONDS), engine, [(A, B)])
+    assert joiner.broken is None
+
+
+def test_logits_that_are_no_numbers_fail_the_request_they_belong_to(
+    engine: Engine, joiner: Joiner, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = occupied(joiner, gate)
+    compute = type(engine)._logits
+
+    def poisoned(encoded: Any, progress: bool = False) -> Any:
+        logits = compute(engine, encoded, progress)
+        if (long := (encoded.lengths == 512)[encoded.inverse]).any():
+            raise SegueError("the model's logits are not finite", index=int(np.argmax(long)))
+        return logits
+
+    monkeypatch.setattr(engine, "_logits", poisoned)
+    good, bad = joiner.ask([(A, B), (B, A)]), joiner.ask([(A, B), (LONG, A)])
+    gate.open.set()
+    wait([first, good, bad], SECONDS)
+    assert good.result().logits.shape == (2, 2)
+    with pytest.raises(SegueError, match=r"^pairs\[1\]: the model's logits are not finite"):
+        bad.result()
+    assert joiner.broken is None
+
+
+class Failing:
+    """A step of the engine that raises."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error, self.calls = error, 0
+
+    def __call__(self, *_: Any) -> Any:
+        self.calls += 1
+        raise self.error
+
+
+def test_what_is_cancelled_is_not_computed(joiner: Joiner, gate: Gate) -> None:
+    first = occupied(joiner, gate)
+    gone, stays = joiner.ask([(A, B)] * 5), joiner.ask([(B, A)] * 3)
+    assert gone.cancel()
+    assert joiner.waiting == 3
+    gate.open.set()
+    stays.result(SECONDS)
+    assert gate.turns == [1, 3]
+    assert first.result().logits.shape == (1, 2)
+
+
+def test_cancelling_what_is_computed_already_hurts_nobody(joiner: Joiner, gate: Gate) -> None:
+    first = occupied(joiner, gate)
+    assert first.cancel()
+    gate.open.set()
+    assert joiner.ask([(A, B)]).result(SECONDS).logits.shape == (1, 2)
+
+
+def test_so_many_may_wait_and_no_more(engine: Engine, gate: Gate) -> None:
+    joiner = Joiner(engine, max_waiting=10)
+    first = occupied(joiner, gate)
+    large = joiner.ask([(A, B)] * 25)  # more than that, but nobody waits
+    with pytest.raises(Overloaded, match=r"^25 pairs are waiting, and 1 more would be over 10$"):
+        joiner.ask([(A, B)])
+    large.cancel()
+    held = [joiner.ask([(A, B)] * 5) for _ in range(2)]
+    with pytest.raises(Overloaded):
+        joiner.ask([(A, B)])
+    gate.open.set()
+    wait([first, *held], SECONDS)
+    assert joiner.ask([(A, B)]).result(SECONDS).logits.shape == (1, 2)
+    joiner.close()
+
+
+def test_options_are_refused_at_the_call(joiner: Joiner) -> None:
+    with pytest.raises(InputError, match=r"^max_tokens: expected 3 to 512, got 513$"):
+        joiner.ask([(A, B)], max_tokens=513)
+    with pytest.raises(InputError, match=r"^truncation: "):
+        joiner.ask([(A, B)], truncation="both")
+
+
+def test_closing_ends_the_turn_and_fails_the_rest(engine: Engine, gate: Gate) -> None:
+    joiner = Joiner(engine, max_waiting=10)
+    first = occupied(joiner, gate)
+    later = joiner.ask([(A, B)])
+    closing = threading.Thread(target=joiner.close)
+    closing.start()
+    while not joiner._closed:
+        pass
+    with pytest.raises(Closed, match="closing"):
+        joiner.ask([(A, B)])
+    gate.open.set()
+    closing.join(SECONDS)
+    assert first.result(0).logits.shape == (1, 2)
+    with pytest.raises(Closed, match="closing"):
+        later.result(0)
+    joiner.close()  # a second time does nothing
+
+
+def test_closing_one_that_was_never_asked(engine: Engine) -> None:
+    Joiner(engine, max_waiting=1).close()
+
+
+def test_many_threads_get_their_own_numbers(engine: Engine, joiner: Joiner) -> None:
+    words = (A + " " + B + " river mill old ran past").split()
+    draw = random.Random(0)
+    pool = [tuple(" ".join(draw.choices(words, k=draw.randint(0, 40))) for _ in "ab") for _ in range(60)]
+    expected = dict(zip(pool, engine.predict(pool, output="logit"), strict=True))
+    wrong: list[Any] = []
+
+    def ask(seed: int) -> None:
+        draw = random.Random(seed)
+        for _ in range(20):
+            pairs = draw.choices(pool, k=draw.choice((1, 1, 2, 7, 30)))
+            future = joiner.ask(pairs)
+            if draw.random() < 0.2:
+                future.cancel()
+                continue
+            found = future.result(SECONDS).logits
+            if not np.allclose(found, [expected[pair] for pair in pairs], rtol=0, atol=2e-5):
+                wrong.append(pairs)
+
+    threads = [threading.Thread(target=ask, args=(seed,)) for seed in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(SECONDS)
+    assert not any(thread.is_alive() for thread in threads)
+    assert not wrong
+    joiner.ask([(A, B)]).result(SECONDS)
+    assert joiner.waiting == 0

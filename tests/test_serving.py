@@ -1,0 +1,567 @@
+"""`segue serve` over real sockets: what clients of other servers send and get, refusals, and how it ends."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvicorn
+from starlette.applications import Starlette
+from starlette.routing import Mount
+
+from segue import Engine, InputError
+from segue.cli import main
+from segue.serving import create_app
+
+QUERY = "the man went to the store"
+TEXTS = ["penguins are flightless birds", "he bought a gallon of milk", ""]
+PAIRS = [(QUERY, text) for text in TEXTS]
+LONG = "a river ran past the old mill " * 100
+SECONDS = 60  # to wait for what is bound to come
+
+Reply = tuple[int, dict[str, str], Any]
+
+
+class Client:
+    """Speaks HTTP with one server; `close` comes with it."""
+
+    def __init__(self, port: int, prefix: str = "") -> None:
+        self.port, self._prefix = port, prefix
+
+    def __call__(self, path: str, body: Any = None, *, method: str | None = None) -> Reply:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=SECONDS)
+        data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
+        try:
+            connection.request(method or ("GET" if body is None else "POST"), self._prefix + path, data)
+            response = connection.getresponse()
+            text = response.read()
+            headers = {name.lower(): value for name, value in response.getheaders()}
+            kind = headers.get("content-type", "")
+            return response.status, headers, json.loads(text) if kind == "application/json" else text.decode()
+        finally:
+            connection.close()
+
+
+@contextmanager
+def serving(app: Starlette, prefix: str = "") -> Iterator[Client]:
+    bound = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None, log_level="critical"))
+    thread = threading.Thread(target=server.run, args=([bound],))
+    thread.start()
+    try:
+        yield Client(bound.getsockname()[1], prefix)
+    finally:
+        server.should_exit = True
+        thread.join(SECONDS)
+        assert not thread.is_alive()
+
+
+@pytest.fixture(scope="module")
+def bundle(make_bundle: Callable[..., Path]) -> Path:
+    return make_bundle(layers=1)
+
+
+@pytest.fixture(scope="module")
+def engine(bundle: Path) -> Iterator[Engine]:
+    with Engine.load(bundle, threads=1, device="cpu") as engine:
+        yield engine
+
+
+@pytest.fixture(scope="module")
+def client(engine: Engine) -> Iterator[Client]:
+    with serving(create_app(engine, name="tiny", max_pairs=50, max_body_bytes=100_000)) as client:
+        yield client
+
+
+def close_to(values: Any) -> Any:
+    return pytest.approx(values, abs=2e-6)
+
+
+@pytest.mark.parametrize("path", ["/score", "/v1/score"])
+def test_pairs_one_to_many(client: Client, engine: Engine, path: str) -> None:
+    status, headers, found = client(path, {"model": "any", "queries": QUERY, "documents": TEXTS})
+    assert status == 200
+    scores = [
+        {"index": i, "object": "score", "score": entry["score"]} for i, entry in enumerate(found["data"])
+    ]
+    tokens = sum(len(engine.explain(*pair).tokens) for pair in PAIRS)
+    assert found == {
+        "id": found["id"],
+        "object": "list",
+        "created": found["created"],
+        "model": "tiny",
+        "data": scores,
+        "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+    }
+    assert abs(found["created"] - time.time()) < SECONDS
+    assert [entry["score"] for entry in scores] == close_to(engine.score(PAIRS).tolist())
+    assert headers["x-truncated-pairs"] == "0"
+    assert re.fullmatch(r"queue;dur=\d+\.\d\d, compute;dur=\d+\.\d\d", headers["server-timing"])
+
+
+@pytest.mark.parametrize(
+    ("body", "pairs"),
+    [
+        ({"queries": QUERY, "documents": TEXTS[0]}, PAIRS[:1]),
+        ({"text_1": QUERY, "text_2": TEXTS}, PAIRS),
+        ({"text_1": TEXTS, "text_2": TEXTS[::-1]}, list(zip(TEXTS, TEXTS[::-1], strict=True))),
+        ({"queries": [], "documents": []}, []),
+        ({"queries": QUERY, "documents": []}, []),
+        ({"queries": [QUERY], "documents": TEXTS[1], "model": None, "truncation": None}, PAIRS[1:2]),
+    ],
+    ids=["one to one", "old names", "as many", "none", "none to one", "nulls"],
+)
+def test_pairs_in_every_form(
+    client: Client, engine: Engine, body: dict[str, Any], pairs: list[tuple[str, str]]
+) -> None:
+    status, _, found = client("/score", body)
+    assert status == 200
+    assert [entry["score"] for entry in found["data"]] == close_to(engine.score(pairs).tolist())
+
+
+def test_options_are_those_of_the_engine(client: Client, engine: Engine) -> None:
+    options = {"output": "logit", "truncation": "only_second", "max_tokens": 30}
+    pairs = [(QUERY, LONG), (QUERY, TEXTS[1])]
+    body = {"queries": QUERY, "documents": [LONG, TEXTS[1]], **options}
+    status, headers, found = client("/score", body)
+    assert (status, headers["x-truncated-pairs"]) == (200, "1")
+    assert [entry["score"] for entry in found["data"]] == close_to(engine.score(pairs, **options).tolist())
+
+
+@pytest.mark.parametrize("raw", [False, True])
+def test_labels_of_pairs(client: Client, engine: Engine, raw: bool) -> None:
+    expected = engine.predict(PAIRS, output="logit" if raw else "probability").tolist()
+    named = [
+        sorted(
+            (
+                {"score": close_to(value), "label": label}
+                for value, label in zip(row, engine.labels, strict=True)
+            ),
+            key=lambda entry: -entry["score"].expected,
+        )
+        for row in expected
+    ]
+    options = {"raw_scores": raw, "truncate": True, "truncation_direction": "Right"}
+    assert client("/predict", {"inputs": PAIRS, **options})[2] == named
+    assert client("/predict", {"inputs": PAIRS[1], **options})[2] == named[1]
+    assert client("/predict", {"inputs": []})[2] == []
+
+
+@pytest.mark.parametrize("texts", [False, True])
+def test_texts_by_rank(client: Client, engine: Engine, texts: bool) -> None:
+    ranked = engine.rank(QUERY, TEXTS)
+    expected = [
+        {"index": one["corpus_id"], "score": close_to(one["score"])}
+        | ({"text": TEXTS[one["corpus_id"]]} if texts else {})
+        for one in ranked
+    ]
+    assert client("/rerank", {"query": QUERY, "texts": TEXTS, "return_text": texts})[2] == expected
+    raw = client("/rerank", {"query": QUERY, "texts": TEXTS, "raw_scores": True})[2]
+    assert [one["index"] for one in raw] == [one["corpus_id"] for one in ranked]
+    logits = engine.score(PAIRS, output="logit").tolist()
+    assert [one["score"] for one in raw] == pytest.approx([logits[one["index"]] for one in raw], abs=2e-5)
+
+
+@pytest.mark.parametrize("path", ["/v1/rerank", "/v2/rerank"])
+@pytest.mark.parametrize("top", [None, 2, 9])
+def test_documents_by_rank(client: Client, engine: Engine, path: str, top: int | None) -> None:
+    body = {"model": "any", "query": QUERY, "documents": TEXTS, "top_n": top}
+    found = client(path, body)[2]
+    ranked = engine.rank(QUERY, TEXTS, top)
+    assert found == {
+        "id": found["id"],
+        "model": "tiny",
+        "usage": found["usage"],
+        "results": [{"index": one["corpus_id"], "relevance_score": close_to(one["score"])} for one in ranked],
+    }
+    assert found["usage"]["total_tokens"] > 0
+    wrapped = body | {"documents": [{"text": text} for text in TEXTS], "return_documents": True}
+    results = client(path, wrapped)[2]["results"]
+    assert [one["document"] for one in results] == [{"text": TEXTS[one["corpus_id"]]} for one in ranked]
+
+
+def test_equal_scores_keep_the_order_of_the_documents(client: Client) -> None:
+    texts = ["the same"] * 5
+    assert [one["index"] for one in client("/rerank", {"query": QUERY, "texts": texts})[2]] == list(range(5))
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "message"),
+    [
+        ("/score", b"", 422, "the body is not JSON: Expecting value: line 1 column 1 (char 0)"),
+        ("/score", b"\xff\xfe{", 422, "the body is not JSON: "),
+        ("/score", b"[" * 50_000, 422, "the body is not JSON: "),
+        ("/score", b"[1]", 422, "the body: expected an object, got an array"),
+        ("/score", {"documents": "b"}, 422, "queries: missing"),
+        ("/score", {"queries": "a"}, 422, "documents: missing"),
+        ("/score", {"queries": "a", "text_1": "a"}, 422, "queries and text_1: give one of them"),
+        (
+            "/score",
+            {"queries": 3, "documents": "b"},
+            422,
+            "queries: expected an array of strings, got a number",
+        ),
+        ("/score", {"queries": ["a"], "documents": ["b", "c"]}, 422, "queries: 1 of them and 2 documents; "),
+        (
+            "/score",
+            {"queries": "a", "documents": ["b", None]},
+            422,
+            "documents[1]: expected a string, got null",
+        ),
+        (
+            "/score",
+            {"queries": "a", "documents": "b", "model": {}},
+            422,
+            "model: expected a string, got an object",
+        ),
+        (
+            "/score",
+            {"queries": "a", "documents": "b", "truncate": 1},
+            422,
+            "truncate: no such field; there are ",
+        ),
+        (
+            "/score",
+            {"queries": "a", "documents": "b", "output": "score"},
+            422,
+            "output: expected one of prob",
+        ),
+        (
+            "/score",
+            {"queries": "a", "documents": "b", "truncation": []},
+            422,
+            "truncation: expected one of long",
+        ),
+        (
+            "/score",
+            {"queries": "a", "documents": "b", "max_tokens": 2},
+            422,
+            "max_tokens: expected 3 to 512, got 2",
+        ),
+        (
+            "/score",
+            {"queries": "a", "documents": "b", "max_tokens": 10**30},
+            422,
+            "max_tokens: expected 3 to 512",
+        ),
+        (
+            "/score",
+            {"queries": "a", "documents": "b", "max_tokens": 3.5},
+            422,
+            "max_tokens: expected a whole num",
+        ),
+        (
+            "/score",
+            {"queries": "a", "documents": "b", "max_tokens": True},
+            422,
+            "max_tokens: expected a whole num",
+        ),
+        (
+            "/score",
+            {"queries": "a", "documents": ["b", LONG], "truncation": "error"},
+            422,
+            "documents[1]: 1004 tokens, more than 512, and truncation='error'",
+        ),
+        (
+            "/score",
+            b'{"queries": "a", "documents": ["b", "x\\ud800"]}',
+            422,
+            "documents[1]: a lone surrogate, '\\ud800', at character 1",
+        ),
+        ("/score", {"queries": "a", "documents": ["b"] * 51}, 413, "documents: 51 pairs, more than 50"),
+        ("/score", {"queries": "a", "documents": "b" * 100_000}, 413, "the body: more than 100000 bytes"),
+        ("/predict", {"inputs": "a"}, 422, 'inputs: expected ["A", "B"] or an array of such pairs'),
+        ("/predict", {"inputs": ["a"]}, 422, 'inputs: expected a pair, ["A", "B"]'),
+        ("/predict", {"inputs": ["a", 3]}, 422, "inputs[1]: expected a string, got a number"),
+        ("/predict", {"inputs": [["a", "b"], "c"]}, 422, 'inputs[1]: expected a pair, ["A", "B"]'),
+        (
+            "/predict",
+            {"inputs": [["a", "b"], ["c", False]]},
+            422,
+            "inputs[1][1]: expected a string, got a boolean",
+        ),
+        ("/rerank", {"texts": ["b"]}, 422, "query: missing"),
+        ("/rerank", {"query": "a", "texts": "b"}, 422, "texts: expected an array of strings, got a string"),
+        (
+            "/rerank",
+            {"query": "a", "texts": ["b"], "return_text": 1},
+            422,
+            "return_text: expected a boolean, got a n",
+        ),
+        ("/rerank", {"query": "a", "texts": ["b", LONG], "truncate": False}, 422, "texts[1]: 1004 tokens"),
+        (
+            "/rerank",
+            {"query": "a", "texts": ["b"], "truncation_direction": "left"},
+            422,
+            "truncation_direction: expected one of right, Right, got 'left'",
+        ),
+        (
+            "/v1/rerank",
+            {"query": "a", "documents": ["b"], "top_n": 0},
+            422,
+            "top_n: expected a whole number from 1",
+        ),
+        (
+            "/v2/rerank",
+            {"query": "a", "documents": ["b", {"title": "c"}]},
+            422,
+            "documents[1]: expected a string",
+        ),
+        (
+            "/v2/rerank",
+            {"query": "a", "documents": {"b": "c"}},
+            422,
+            "documents: expected an array of strings",
+        ),
+        ("/rank", {}, 404, "no such path: /rank; there are POST /score, POST /v1/score, POST /predict, "),
+        ("/health", {}, 405, "Method Not Allowed"),
+    ],
+)
+def test_what_is_refused(client: Client, path: str, body: Any, status: int, message: str) -> None:
+    found, _, answer = client(path, body)
+    assert found == status
+    assert answer["error"].startswith(message)
+    assert answer["error_type"] == ("Validation" if status in (413, 422) else "Request")
+    assert client("/health")[0] == 200
+
+
+def test_a_model_without_a_positive_label(make_bundle: Callable[..., Path]) -> None:
+    bundle = make_bundle(
+        architecture="BertForSequenceClassification", labels=["none", "some", "much"], layers=1
+    )
+    with Engine.load(bundle, threads=1, device="cpu") as engine, serving(create_app(engine)) as client:
+        labels = client("/predict", {"inputs": PAIRS})[2]
+        assert [{one["label"] for one in row} for row in labels] == [set(engine.labels)] * 3
+        for path, body in (
+            ("/score", {"queries": "a", "documents": "b"}),
+            ("/rerank", {"query": "a", "texts": []}),
+            ("/v2/rerank", {"query": "a", "documents": ["b"]}),
+        ):
+            status, _, answer = client(path, body)
+            assert (status, "none is declared positive" in answer["error"]) == (422, True)
+
+
+def test_what_it_says_of_itself(client: Client, engine: Engine) -> None:
+    assert client("/health")[2] == {"status": "ok", "model": "tiny"}
+    found = client("/info")[2]
+    assert (found["model"], found["max_pairs"]) == ("tiny", 50)
+    assert (found["executor"], found["device"]) == ("onnxruntime", "cpu")
+    assert (found["head"]["labels"], found["max_tokens"]) == (list(engine.labels), 512)
+
+
+def test_metrics_count_what_was_done(engine: Engine) -> None:
+    with serving(create_app(engine)) as client:
+        client("/score", {"queries": QUERY, "documents": TEXTS})
+        client("/rerank", {"query": QUERY, "texts": [LONG, "b"]})
+        client("/rerank", {"query": QUERY})
+        status, headers, text = client("/metrics")
+    assert (status, headers["content-type"]) == (200, "text/plain; version=0.0.4; charset=utf-8")
+    values = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+    expected = {
+        'segue_requests_total{path="/score",status="200"}': 1,
+        'segue_requests_total{path="/rerank",status="200"}': 1,
+        'segue_requests_total{path="/rerank",status="422"}': 1,
+        'segue_request_seconds_count{path="/rerank"}': 2,
+        "segue_pairs_total": 5,
+        "segue_truncated_pairs_total": 1,
+        "segue_turns_total": 2,
+        "segue_waiting_pairs": 0,
+        "segue_wait_seconds_count": 2,
+        "segue_compute_seconds_count": 2,
+    }
+    assert {name: float(values[name]) for name in expected} == expected
+    tokens = [len(engine.explain(*pair).tokens) for pair in [*PAIRS, (QUERY, LONG), (QUERY, "b")]]
+    assert float(values["segue_tokens_total"]) == sum(tokens)
+
+
+def test_it_can_be_part_of_another_application(engine: Engine) -> None:
+    app = Starlette(routes=[Mount("/scoring", create_app(engine))])
+    with serving(app, "/scoring") as client:
+        found = client("/score", {"queries": QUERY, "documents": TEXTS})[2]
+        assert [entry["score"] for entry in found["data"]] == close_to(engine.score(PAIRS).tolist())
+        assert client("/metrics")[0] == 200
+
+
+class Gate:
+    """Holds the calls of an engine while it is shut."""
+
+    def __init__(self, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.pairs: list[int] = []
+        self.reached, self.open = threading.Event(), threading.Event()
+        compute = engine._logits
+
+        def held(encoded: Any, progress: bool = False) -> Any:
+            self.pairs.append(len(encoded.inverse))
+            self.reached.set()
+            assert self.open.wait(SECONDS)
+            return compute(encoded, progress)
+
+        monkeypatch.setattr(engine, "_logits", held)
+
+
+def in_background(client: Client, path: str, body: Any) -> tuple[threading.Thread, list[Reply]]:
+    replies: list[Reply] = []
+    thread = threading.Thread(target=lambda: replies.append(client(path, body)))
+    thread.start()
+    return thread, replies
+
+
+def waiting(client: Client) -> float:
+    return float(re.findall(r"^segue_waiting_pairs (.*)$", client("/metrics")[2], re.MULTILINE)[0])
+
+
+def until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + SECONDS
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_who_comes_too_late_is_told_to_come_back(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = Gate(engine, monkeypatch)
+    with serving(create_app(engine, max_waiting=4)) as client:
+        first, _ = in_background(client, "/score", {"queries": "a", "documents": "b"})
+        assert gate.reached.wait(SECONDS)
+        second, replies = in_background(client, "/score", {"queries": "a", "documents": ["c"] * 4})
+        until(lambda: waiting(client) == 4)
+        status, headers, answer = client("/score", {"queries": "a", "documents": "b"})
+        assert (status, headers["retry-after"], answer["error_type"]) == (429, "1", "Overloaded")
+        assert answer["error"] == "4 pairs are waiting, and 1 more would be over 4"
+        gate.open.set()
+        for thread in (first, second):
+            thread.join(SECONDS)
+        assert replies[0][0] == 200
+        assert client("/score", {"queries": "a", "documents": "b"})[0] == 200
+
+
+def test_for_a_client_that_has_gone_nothing_is_computed(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = Gate(engine, monkeypatch)
+    with serving(create_app(engine)) as client:
+        first, _ = in_background(client, "/score", {"queries": "a", "documents": "b"})
+        assert gate.reached.wait(SECONDS)
+        body = json.dumps({"queries": "a", "documents": ["c"] * 7}).encode()
+        with socket.create_connection(("127.0.0.1", client.port)) as gone:
+            gone.sendall(
+                b"POST /score HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
+            )
+            until(lambda: waiting(client) == 7)
+        until(lambda: waiting(client) == 0)
+        gate.open.set()
+        first.join(SECONDS)
+        assert 'segue_requests_total{path="/score",status="499"} 1.0' in client("/metrics")[2]
+    assert gate.pairs == [1]
+
+
+def test_health_tells_of_a_model_that_no_longer_computes(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: Any) -> Any:
+        raise RuntimeError("the device is lost")
+
+    with serving(create_app(engine)) as client:
+        with monkeypatch.context() as patched:
+            patched.setattr(engine, "_logits", fail)
+            assert client("/health")[0] == 200  # as far as anybody knows
+            status, _, answer = client("/score", {"queries": "a", "documents": "b"})
+            assert (status, answer["error_type"]) == (500, "Backend")
+            assert answer["error"] == "RuntimeError: the device is lost"
+            status, _, answer = client("/health")
+            assert (status, answer["error_type"]) == (503, "Unhealthy")
+            assert answer["error"] == "the model does not compute: the device is lost"
+        assert client("/health")[0] == 200  # it tries by itself
+    assert "/score failed" in caplog.text
+
+
+def start(bundle: Path, *arguments: str) -> tuple[subprocess.Popen[str], Client]:
+    command = [sys.executable, "-m", "segue", "serve", "--model", str(bundle), "--port", "0", *arguments]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd="/")
+    assert process.stderr is not None
+    line = process.stderr.readline()
+    said = re.fullmatch(r"segue: bundle by onnxruntime on cpu at http://127\.0\.0\.1:(\d+)\n", line)
+    assert said, line
+    return process, Client(int(said[1]))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_lets_it_answer_and_end(bundle: Path, number: int) -> None:
+    process, client = start(bundle, "--threads", "1", "--device", "cpu")
+    assert client("/health")[0] == 200
+    texts = [f"{i} {LONG}" for i in range(900)]
+    thread, replies = in_background(client, "/score", {"queries": "a", "documents": texts})
+    until(lambda: waiting(client) > 0)
+    process.send_signal(number)
+    thread.join(SECONDS)
+    assert (replies[0][0], len(replies[0][2]["data"])) == (200, 900)
+    _, err = process.communicate(timeout=SECONDS)
+    assert (process.returncode, err) == (0, "")
+
+
+def test_a_grace_that_is_too_short_ends_it_all_the_same(make_bundle: Callable[..., Path]) -> None:
+    slow = make_bundle(layers=4, hidden_size=256)
+    process, client = start(slow, "--threads", "1", "--device", "cpu", "--grace", "1")
+    body = {"queries": "a", "documents": [f"{i} {LONG}" for i in range(1000)]}  # ten seconds or more
+    thread, replies = in_background(client, "/score", body)
+    until(lambda: waiting(client) > 0)
+    started = time.monotonic()
+    process.terminate()
+    _, err = process.communicate(timeout=SECONDS)
+    assert time.monotonic() - started < 10
+    thread.join(SECONDS)
+    assert [(reply[0], reply[2]) for reply in replies] == [
+        (503, {"error": "the server is closing", "error_type": "Unhealthy"})
+    ]
+    assert process.returncode == 0
+    assert err == "segue: Cancel 1 running task(s), timeout graceful shutdown exceeded\n"
+
+
+def test_an_address_that_is_taken_shows_before_the_model_loads(
+    bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert main(["serve", "--model", "/nowhere", "--port", str(port)]) == 1
+    assert capsys.readouterr().err == f"segue: 127.0.0.1:{port}: Address already in use\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--host", "no.such.host.invalid"], "segue: host: 'no.such.host.invalid' is no address: "),
+        (["--model", "/nowhere", "--port", "0"], "segue: /nowhere: no such folder"),
+        (["--port", "65536"], "argument --port: expected a whole number from 0 to 65535, got '65536'"),
+        (["--max-pairs", "0"], "argument --max-pairs: expected a whole number from 1, got '0'"),
+    ],
+)
+def test_bad_arguments(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        code = main(["serve", *arguments])
+    except SystemExit as ended:
+        code = ended.code
+    assert code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_missing_package_is_named_with_its_extra() -> None:
+    code = "import sys; sys.modules['uvicorn'] = None; from segue.cli import main; sys.exit(main(['serve']))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd="/", check=False)
+    assert done.returncode == 1
+    assert "uvicorn is not installed, which this command needs: pip install 'segue[serve]'" in done.stderr
+
+
+def test_an_option_of_the_application_is_checked(engine: Engine) -> None:
+    with pytest.raises(InputError, match=r"^max_pairs: expected a whole number from 1, got 0$"):
+        create_app(engine, max_pairs=0)
