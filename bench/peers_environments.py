@@ -1,7 +1,8 @@
 """A virtual environment for each set of peers whose pins agree, built by plain pip, by package name.
 
 The versions of torch, onnxruntime and numpy are those of constraints.txt in all of them, so that the runtimes
-are the same on both sides. An environment is built once; a change of its requirements builds it again.
+are the same on both sides, but for a peer that cannot have one. An environment is built once; a change of its
+requirements builds it again.
 """
 
 from __future__ import annotations
@@ -24,7 +25,11 @@ REQUIREMENTS = {
     "sentence-transformers-openvino": ("torch", "sentence-transformers[openvino]>=6"),
     "openvino": ("openvino", "tokenizers", "numpy"),
     "light": ("FlashRank", "fastembed", "onnxruntime"),
+    "servers": ("torch", "sentence-transformers>=6", "starlette", "uvicorn"),
+    "servers-onnx": ("torch", "onnxruntime", "sentence-transformers[onnx]<6", "starlette", "uvicorn"),
+    "infinity": ("torch", "infinity-emb[server,torch,optimum]"),
 }
+_OLDER = {"infinity": ("numpy",)}  # which it wants below 2
 # optimum-intel asks for torchvision, whose wheel is built for CUDA's torch: beside the CPU's, transformers
 # fails to import. Nothing here looks at pictures.
 _REMOVED = {"sentence-transformers-openvino": ("torchvision",)}
@@ -44,7 +49,7 @@ def python_of(name: str, folder: Path) -> Path:
         return Path(sys.executable)
     home = folder / name
     python, stamp = home / "bin" / "python", home / "requirements.txt"
-    pins = _pins()
+    pins = _pins(_OLDER.get(name, ()))
     wanted = "\n".join([*REQUIREMENTS[name], *pins, *(f"not {p}" for p in _REMOVED.get(name, ()))])
     if stamp.exists() and stamp.read_text() == wanted:
         return python
@@ -69,6 +74,6 @@ def python_of(name: str, folder: Path) -> Path:
     return python
 
 
-def _pins() -> list[str]:
+def _pins(older: tuple[str, ...]) -> list[str]:
     lines = _CONSTRAINTS.read_text().splitlines()
-    return [line for line in lines if line.partition("==")[0] in _SAME]
+    return [line for line in lines if line.partition("==")[0] in set(_SAME) - set(older)]

@@ -294,3 +294,25 @@ def test_many_threads_get_their_own_numbers(engine: Engine, joiner: Joiner) -> N
     assert not wrong
     joiner.ask([(A, B)]).result(SECONDS)
     assert joiner.waiting == 0
+
+
+def test_under_triton_an_answer_is_the_same_to_the_bit_whoever_it_is_computed_with(
+    make_bundle: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Interpreted here. It encodes while it computes, so that a bad pair is found in the middle of a turn."""
+    bundle = make_bundle(layers=1, hidden_size=32)
+    with Engine.load(bundle, executor="triton", precision="float32", max_batch_tokens=64) as engine:
+        alone = engine.predict([(A, B), ("a river", "ran past"), (B, "")], output="logit")
+        joiner, gate = Joiner(engine, max_waiting=100), Gate(engine, monkeypatch)
+        options = {"truncation": "error", "max_tokens": 60}
+        first = joiner.ask([(A, B)], **options)
+        assert gate.reached.wait(SECONDS)
+        others = [joiner.ask([pair], **options) for pair in (("a river", "ran past"), (B, ""))]
+        bad = joiner.ask([("the old", "mill"), (A, LONG)], **options)
+        gate.open.set()
+        wait([first, *others, bad], SECONDS)
+        for row, future in zip(alone, [first, *others], strict=True):
+            np.testing.assert_array_equal(future.result().logits, row[None])
+        with pytest.raises(InputError, match=r"^pairs\[1\]: 1009 tokens, more than 60"):
+            bad.result()
+        joiner.close()

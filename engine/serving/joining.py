@@ -164,22 +164,19 @@ class Joiner:
         try:
             encoded = self._engine._encode([one.pairs[place] for one, place in turn], truncation, max_tokens)
             logits = self._engine._logits(encoded)
+            sizes = encoded.lengths[encoded.inverse]
+            for (one, place), row, size, short in zip(turn, logits, sizes, encoded.shortened, strict=True):
+                one.done(place, row, size, short)
+            self.broken = None
         except Exception as error:
             if len(requests) > 1:
                 for request in requests:
                     self._compute([(one, place) for one, place in turn if one is request])
-                return
-            index = getattr(error, "index", None)
-            if isinstance(error, SegueError) and index is not None:
-                requests[0].fail(type(error)(error.reason, index=turn[index][1]))
+            elif isinstance(error, SegueError) and error.index is not None:
+                requests[0].fail(type(error)(error.reason, index=turn[error.index][1]))
             else:
                 self.broken = error
                 requests[0].fail(error)
-            return
-        self.broken = None
-        sizes = encoded.lengths[encoded.inverse]
-        for (request, place), row, size, short in zip(turn, logits, sizes, encoded.shortened, strict=True):
-            request.done(place, row, size, short)
 
 
 class _Request:
