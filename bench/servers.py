@@ -19,11 +19,11 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from datetime import date
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -153,6 +153,8 @@ def _difference(server: Server, port: int, bundle: Path, threads: int) -> float:
     with Engine.load(bundle, threads=threads, device="cpu") as engine:
         wanted = engine.score(pairs)
     found = server.scores(_post(HTTPConnection("127.0.0.1", port), server.path, _body(pairs)))
+    if len(found) != len(wanted):
+        raise Unavailable(f"{server.key}: {len(found)} scores for {len(wanted)} documents")
     return float(np.abs(np.array(found) - wanted).max())
 
 
@@ -186,12 +188,10 @@ def _ask(
             latencies.append(time.perf_counter() - begun)
             place += 1
 
-    threads = [Thread(target=client, args=(number,)) for number in range(clients)]
     started = time.perf_counter()
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(clients) as pool:
+        for asking in [pool.submit(client, number) for number in range(clients)]:
+            asking.result()
     return time.perf_counter() - started, latencies
 
 

@@ -68,7 +68,7 @@ SERVERS = (
     Server("segue", "segue serve", PRESENT, ("segue", "onnxruntime"), _segue, "/v2/rerank", _ranked),
     Server(
         "written-torch",
-        "CrossEncoder behind a path, written by hand, PyTorch",
+        "CrossEncoder behind one HTTP route, written by hand, PyTorch",
         "servers",
         _SENTENCES,
         _hand_written("torch"),
@@ -77,7 +77,7 @@ SERVERS = (
     ),
     Server(
         "written-onnx",
-        "CrossEncoder behind a path, written by hand, ONNX Runtime",
+        "CrossEncoder behind one HTTP route, written by hand, ONNX Runtime",
         "servers-onnx",
         (*_SENTENCES, "optimum-onnx", "onnxruntime"),
         _hand_written("onnx"),

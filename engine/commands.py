@@ -15,7 +15,7 @@ import numpy as np
 
 from segue.columns import DOCUMENT, PAIR
 from segue.engine import Engine
-from segue.errors import InputError
+from segue.errors import SegueError
 from segue.files import STREAM, destination, source
 from segue.head import positive_column
 from segue.options import load_options
@@ -140,11 +140,11 @@ def _in_step(
             progress.reach(position)
             if not waiting:
                 out.flush()  # whoever reads a pipe sees each window as it is done
-    except InputError as error:
+    except SegueError as error:
         if error.index is None:
             raise
         row, _ = waiting[error.index - done]
-        raise InputError(f"{table.name}:{row.line}: {error.reason}") from error
+        raise error.of(f"{table.name}:{row.line}") from error
 
 
 def _json(record: dict[str, Any]) -> str:

@@ -200,9 +200,7 @@ class Engine:
             encoded = self._encode([(query, text) for text in texts], "longest_first", None)
             logits = self._logits(encoded)
         except SegueError as error:
-            if error.index is None:
-                raise
-            raise type(error)(f"documents[{error.index}]: {error.reason}") from None
+            raise error.of(f"documents[{error.index}]") from error.__cause__
         _warn_truncated(encoded.truncated, len(encoded.inverse))
         return [
             {"corpus_id": place, "score": score} | ({"text": texts[place]} if return_documents else {})
@@ -245,9 +243,7 @@ class Engine:
             encoded = self._encode([(first, second)], truncation, max_tokens)
             logits = self._logits(encoded)[0]
         except SegueError as error:
-            if error.index is None:
-                raise
-            raise type(error)(error.reason) from None  # there is one pair
+            raise (error if error.index is None else type(error)(error.reason)) from error.__cause__
         _warn_truncated(encoded.truncated, 1)
         batch = pack(encoded, np.array([0]))
         return Explanation.of(batch, encoded, self._encoder, logits, self._manifest.head)
@@ -350,20 +346,20 @@ class Engine:
                 seen += len(logits)
                 yield from scores(logits, self._manifest.head, output)
                 if error is not None:
-                    raise InputError(error.reason, index=start + len(logits))
+                    raise error.at(start + len(logits))
         finally:
             _warn_truncated(truncated, seen)
 
     def _until_bad(
         self, pairs: list[Any], truncation: str, max_tokens: int | None
-    ) -> tuple[Encoded, NDArray[np.float32], InputError | None]:
+    ) -> tuple[Encoded, NDArray[np.float32], SegueError | None]:
         """Return what comes of the pairs before the first bad one, and what is wrong with that one."""
-        bad = None
+        bad: SegueError | None = None
         while True:  # another kind of fault may lie further ahead, and is found only once the first is gone
             try:
                 encoded = self._encode(pairs, truncation, max_tokens)
                 return encoded, self._logits(encoded), bad
-            except InputError as error:
+            except SegueError as error:
                 if error.index is None:
                     raise
                 bad, pairs = error, pairs[: error.index]

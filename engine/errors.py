@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Self
+
 __all__ = ["BundleError", "ExecutorUnavailable", "InputError", "SegueError"]
 
 
@@ -15,6 +17,14 @@ class SegueError(Exception):
     def __init__(self, reason: str, *, index: int | None = None) -> None:
         self.reason, self.index = reason, index
         super().__init__(reason if index is None else f"pairs[{index}]: {reason}")
+
+    def at(self, index: int) -> Self:
+        """The same, of the pair in another place."""
+        return type(self)(self.reason, index=index)
+
+    def of(self, name: str) -> Self:
+        """The same, where the caller knows the pair, if it is about one, by another name."""
+        return self if self.index is None else type(self)(f"{name}: {self.reason}")
 
 
 class InputError(SegueError, ValueError):

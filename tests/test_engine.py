@@ -694,6 +694,24 @@ def test_values_that_are_not_finite_name_the_pair(engine, monkeypatch):
         engine.explain("a", "b")
 
 
+def test_a_stream_ends_at_the_pair_that_is_not_finite(engine, monkeypatch):
+    compute = engine._executor.run
+
+    def run(batches: Iterable[PackedBatch]) -> Iterator[np.ndarray]:
+        batches = list(batches)
+        for batch, logits in zip(batches, compute(batches), strict=True):
+            logits = logits.copy()
+            logits[np.diff(batch.cu_seqlens) == 100] = np.inf
+            yield logits
+
+    monkeypatch.setattr(engine._executor, "run", run)
+    pairs = [("a " * (97 if index == 150 else 1 + index % 50), "") for index in range(200)]
+    scores: list[float] = []
+    with pytest.raises(SegueError, match=r"^pairs\[150\]: the model's logits are not finite"):
+        scores.extend(engine.score_iter(pairs))  # which reads them in windows of 64 and more
+    assert len(scores) == 150
+
+
 def test_a_checkpoint_folder_is_exported_once(make_checkpoint, make_bundle, tmp_path, monkeypatch):
     import segue.export
 

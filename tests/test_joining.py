@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from pathlib import Path
@@ -55,6 +56,14 @@ def gate(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Gate:
     return Gate(engine, monkeypatch)
 
 
+def until(condition: Callable[[], bool]) -> None:
+    """Wait for what another thread is about to do."""
+    end = time.monotonic() + SECONDS
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.001)
+
+
 def occupied(joiner: Joiner, gate: Gate) -> Future[Answer]:
     """Ask for one pair, and return once it is being computed and the gate holds it."""
     first = joiner.ask([("first", "of all")])
@@ -94,7 +103,8 @@ def test_what_waits_is_computed_together(engine: Engine, joiner: Joiner, gate: G
     gate.open.set()
     wait([first, *futures], SECONDS)
     assert gate.turns == [1, 10]
-    assert (joiner.turns, joiner.waiting) == (2, 0)
+    assert joiner.turns == 2
+    until(lambda: joiner.waiting == 0)
     for pairs, future in zip(asked, futures, strict=True):
         check(future.result(), engine, pairs)
 
@@ -103,12 +113,11 @@ def test_a_short_request_does_not_wait_for_the_end_of_a_long_one(joiner: Joiner,
     first = occupied(joiner, gate)
     long = joiner.ask([(f"{i}", LONG) for i in range(40)])
     short = joiner.ask([(A, B), (B, A)])
-    ended: list[str] = []
-    long.add_done_callback(lambda _: ended.append("long"))
-    short.add_done_callback(lambda _: ended.append("short"))
+    unfinished: list[bool] = []
+    short.add_done_callback(lambda _: unfinished.append(not long.done()))
     gate.open.set()
     wait([first, long, short], SECONDS)
-    assert ended == ["short", "long"]
+    until(lambda: unfinished == [True])
     assert len(gate.turns) > 4
     assert 3 < gate.turns[1] < 20  # some of the long one, and both of the short one
 
@@ -137,9 +146,19 @@ def test_a_bad_pair_fails_its_own_request_alone(engine: Engine, joiner: Joiner, 
     with pytest.raises(InputError, match=r"^pairs\[2\]: 1009 tokens, more than 512") as caught:
         wrong.result()
     assert caught.value.index == 2
+    assert gate.turns == [1, 8, 4]  # what is left of the turn is computed together
     for future in (before, after):
         check(future.result(), engine, good)
     assert joiner.broken is None
+
+
+def test_characters_of_several_bytes_count_for_more(joiner: Joiner, gate: Gate) -> None:
+    """Each of these is a token of its own, and a letter is a fifth of one."""
+    first = occupied(joiner, gate)
+    futures = [joiner.ask([(f"{i}", 200 * letter)] * 150) for i, letter in enumerate(("山", "a"))]
+    gate.open.set()
+    wait([first, *futures], SECONDS)
+    assert gate.turns[1] == 49  # 4096 tokens, at 3 + 120 and at 3 + 40
 
 
 def test_the_place_of_a_bad_pair_counts_from_the_start_of_its_request(joiner: Joiner) -> None:
@@ -149,7 +168,7 @@ def test_the_place_of_a_bad_pair_counts_from_the_start_of_its_request(joiner: Jo
     pairs[35] = (LONG, "b")
     with pytest.raises(InputError, match=r"^pairs\[35\]: "):
         joiner.ask(pairs, truncation="error").result(SECONDS)
-    assert joiner.waiting == 0
+    until(lambda: joiner.waiting == 0)
 
 
 def test_a_model_that_fails_is_told_to_each_and_forgotten_when_it_works(
@@ -250,8 +269,7 @@ def test_closing_ends_the_turn_and_fails_the_rest(engine: Engine, gate: Gate) ->
     later = joiner.ask([(A, B)])
     closing = threading.Thread(target=joiner.close)
     closing.start()
-    while not joiner._closed:
-        pass
+    until(lambda: joiner._closed)
     with pytest.raises(Closed, match="closing"):
         joiner.ask([(A, B)])
     gate.open.set()
@@ -293,7 +311,7 @@ def test_many_threads_get_their_own_numbers(engine: Engine, joiner: Joiner) -> N
     assert not any(thread.is_alive() for thread in threads)
     assert not wrong
     joiner.ask([(A, B)]).result(SECONDS)
-    assert joiner.waiting == 0
+    until(lambda: joiner.waiting == 0)
 
 
 def test_under_triton_an_answer_is_the_same_to_the_bit_whoever_it_is_computed_with(

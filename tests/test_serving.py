@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 import re
@@ -184,12 +185,58 @@ def test_documents_by_rank(client: Client, engine: Engine, path: str, top: int |
         "id": found["id"],
         "model": "tiny",
         "usage": found["usage"],
+        "meta": {"tokens": {"input_tokens": found["usage"]["total_tokens"]}},
         "results": [{"index": one["corpus_id"], "relevance_score": close_to(one["score"])} for one in ranked],
     }
     assert found["usage"]["total_tokens"] > 0
     wrapped = body | {"documents": [{"text": text} for text in TEXTS], "return_documents": True}
     results = client(path, wrapped)[2]["results"]
     assert [one["document"] for one in results] == [{"text": TEXTS[one["corpus_id"]]} for one in ranked]
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "top"),
+    [
+        ("/rerank", {"model": "any"}, 3),  # litellm's hosted_vllm
+        ("/v1/rerank", {"model": "any", "max_tokens_per_doc": 4096, "top_n": 2}, 2),  # haystack's Cohere
+        ("/v2/rerank", {"model": "any", "truncate_prompt_tokens": -1, "top_n": 0}, 3),  # vLLM's own benchmark
+        ("/v1/rerank", {"user": "me", "request_id": "1", "priority": 3, "max_tokens_per_doc": 0}, 3),
+        ("/v1/rerank", {"rank_fields": ["text"], "use_activation": True}, 3),
+    ],
+)
+def test_what_clients_send_besides_changes_nothing(
+    client: Client, engine: Engine, path: str, fields: dict[str, Any], top: int
+) -> None:
+    status, _, found = client(path, {"query": QUERY, "documents": TEXTS, **fields})
+    assert status == 200
+    ranked = [(one["corpus_id"], close_to(one["score"])) for one in engine.rank(QUERY, TEXTS, top)]
+    assert [(one["index"], one["relevance_score"]) for one in found["results"]] == ranked
+
+
+def test_options_by_the_names_of_other_servers(client: Client, engine: Engine) -> None:
+    found = client("/rerank", {"model": "any", "query": QUERY, "texts": TEXTS, "top_n": 1})[2]
+    assert [one["index"] for one in found] == [engine.rank(QUERY, TEXTS)[0]["corpus_id"]]
+    body = {
+        "text_1": [QUERY],
+        "text_2": [LONG, TEXTS[1]],
+        "truncate_prompt_tokens": 30,
+        "use_activation": False,
+    }
+    found = client("/score", body)[2]
+    expected = engine.score([(QUERY, LONG), (QUERY, TEXTS[1])], output="logit", max_tokens=30).tolist()
+    assert [one["score"] for one in found["data"]] == close_to(expected)
+
+
+def test_documents_come_back_as_they_were_given(client: Client) -> None:
+    documents = [{"id": 7, "text": "a cat"}, "a dog", {"text": "", "tags": [1]}]
+    found = client("/v1/rerank", {"query": QUERY, "documents": documents, "return_documents": True})[2]
+    by_place = {one["index"]: one["document"] for one in found["results"]}
+    assert by_place == {0: documents[0], 1: {"text": "a dog"}, 2: documents[2]}
+    found = client("/v1/rerank", {"query": QUERY, "documents": "one", "return_documents": True})[2]
+    assert [one["document"] for one in found["results"]] == [{"text": "one"}]
+    assert (
+        client("/v1/rerank", {"query": QUERY, "documents": [], "return_documents": True})[2]["results"] == []
+    )
 
 
 def test_equal_scores_keep_the_order_of_the_documents(client: Client) -> None:
@@ -213,18 +260,17 @@ def test_equal_scores_keep_the_order_of_the_documents(client: Client) -> None:
             422,
             "queries: expected an array of strings, got a number",
         ),
-        ("/score", {"queries": ["a"], "documents": ["b", "c"]}, 422, "queries: 1 of them and 2 documents; "),
+        (
+            "/score",
+            {"queries": ["a"] * 3, "documents": ["b", "c"]},
+            422,
+            "queries: 3 of them and 2 documents; ",
+        ),
         (
             "/score",
             {"queries": "a", "documents": ["b", None]},
             422,
             "documents[1]: expected a string, got null",
-        ),
-        (
-            "/score",
-            {"queries": "a", "documents": "b", "model": {}},
-            422,
-            "model: expected a string, got an object",
         ),
         (
             "/score",
@@ -282,6 +328,14 @@ def test_equal_scores_keep_the_order_of_the_documents(client: Client) -> None:
         ),
         ("/score", {"queries": "a", "documents": ["b"] * 51}, 413, "documents: 51 pairs, more than 50"),
         ("/score", {"queries": "a", "documents": "b" * 100_000}, 413, "the body: more than 100000 bytes"),
+        (
+            "/score",
+            {"queries": "a", "documents": LONG, "truncation": "error"},
+            422,
+            "documents: 1004 tokens, more than 512",
+        ),
+        ("/predict", {"inputs": ["a", LONG], "truncate": False}, 422, "inputs: 1004 tokens, more than 512"),
+        ("/predict", {"inputs": [["a", LONG]], "truncate": False}, 422, "inputs[0]: 1004 tokens, more than"),
         ("/predict", {"inputs": "a"}, 422, 'inputs: expected ["A", "B"] or an array of such pairs'),
         ("/predict", {"inputs": ["a"]}, 422, 'inputs: expected a pair, ["A", "B"]'),
         ("/predict", {"inputs": ["a", 3]}, 422, "inputs[1]: expected a string, got a number"),
@@ -309,9 +363,9 @@ def test_equal_scores_keep_the_order_of_the_documents(client: Client) -> None:
         ),
         (
             "/v1/rerank",
-            {"query": "a", "documents": ["b"], "top_n": 0},
+            {"query": "a", "documents": ["b"], "top_n": -1},
             422,
-            "top_n: expected a whole number from 1",
+            "top_n: expected a whole number from 0, got -1",
         ),
         (
             "/v2/rerank",
@@ -325,6 +379,31 @@ def test_equal_scores_keep_the_order_of_the_documents(client: Client) -> None:
             422,
             "documents: expected an array of strings",
         ),
+        (
+            "/v2/rerank",
+            {"query": "a", "documents": ["b"], "max_tokens_per_doc": 100},
+            422,
+            "max_tokens_per_doc: 100 is below the model's limit, 512",
+        ),
+        (
+            "/v1/rerank",
+            {"query": "a", "documents": [{"title": "b"}], "rank_fields": ["title"]},
+            422,
+            "documents[0]: expected a string, got an object",
+        ),
+        ("/v1/rerank", {"query": "a", "documents": [], "rank_fields": ["title"]}, 422, "rank_fields: only "),
+        (
+            "/rerank",
+            {"query": "a", "documents": ["b"], "truncate_prompt_tokens": -2},
+            422,
+            "truncate_prompt_tokens: expected a whole number from -1, got -2",
+        ),
+        (
+            "/rerank",
+            {"query": "a", "texts": ["b"], "documents": ["b"]},
+            422,
+            "texts: no such field; there are ",
+        ),
         ("/rank", {}, 404, "no such path: /rank; there are POST /score, POST /v1/score, POST /predict, "),
         ("/health", {}, 405, "Method Not Allowed"),
     ],
@@ -333,6 +412,7 @@ def test_what_is_refused(client: Client, path: str, body: Any, status: int, mess
     found, _, answer = client(path, body)
     assert found == status
     assert answer["error"].startswith(message)
+    assert answer["message"] == answer["detail"] == answer["error"]
     assert answer["error_type"] == ("Validation" if status in (413, 422) else "Request")
     assert client("/health")[0] == 200
 
@@ -354,9 +434,11 @@ def test_a_model_without_a_positive_label(make_bundle: Callable[..., Path]) -> N
 
 
 def test_what_it_says_of_itself(client: Client, engine: Engine) -> None:
-    assert client("/health")[2] == {"status": "ok", "model": "tiny"}
+    assert client("/health")[2] == client("/ping")[2] == {"status": "ok", "model": "tiny"}
+    assert client("/v1/models")[2]["data"] == [{"id": "tiny", "object": "model"}]
     found = client("/info")[2]
     assert (found["model"], found["max_pairs"]) == ("tiny", 50)
+    assert "path" not in found  # which is nobody's business elsewhere
     assert (found["executor"], found["device"]) == ("onnxruntime", "cpu")
     assert (found["head"]["labels"], found["max_tokens"]) == (list(engine.labels), 512)
 
@@ -486,6 +568,62 @@ def test_health_tells_of_a_model_that_no_longer_computes(
     assert "/score failed" in caplog.text
 
 
+def test_health_is_not_asked_of_a_queue_that_is_full(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = Gate(engine, monkeypatch)
+    app = create_app(engine, max_waiting=1)
+    with serving(app) as client:
+        first, _ = in_background(client, "/score", {"queries": "a", "documents": "b"})
+        assert gate.reached.wait(SECONDS)
+        second, _ = in_background(client, "/score", {"queries": "a", "documents": "c"})
+        until(lambda: waiting(client) == 1)
+        app.state.service._joiner.broken = RuntimeError("some time ago")
+        assert client("/health")[0] == 200
+        gate.open.set()
+        for thread in (first, second):
+            thread.join(SECONDS)
+
+
+def test_health_knows_of_an_engine_that_is_closed(bundle: Path) -> None:
+    engine = Engine.load(bundle, threads=1, device="cpu")
+    with serving(create_app(engine)) as client:
+        engine.close()
+        status, _, answer = client("/health")
+        assert (status, answer["error"]) == (503, "the model does not compute: this engine is closed")
+
+
+def test_an_application_that_has_ended_says_so(engine: Engine) -> None:
+    app = create_app(engine)
+    with serving(app) as client:
+        assert client("/score", {"queries": "a", "documents": "b"})[0] == 200
+    with serving(app) as client:
+        for path, body in (("/health", None), ("/score", {"queries": "a", "documents": "b"})):
+            status, _, answer = client(path, body)
+            assert (status, answer["error_type"]) == (503, "Unhealthy")
+            assert answer["error"].endswith("the server is closing")
+
+
+def test_a_cancellation_from_outside_is_not_answered(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where an application around this one gives each request so much time."""
+    gate = Gate(engine, monkeypatch)
+    app = create_app(engine)
+    messages: list[Any] = [{"type": "http.request", "body": b'{"queries": "a", "documents": "b"}'}]
+    scope = {"type": "http", "method": "POST", "path": "/score", "headers": [], "query_string": b""}
+
+    async def receive() -> Any:
+        return messages.pop() if messages else await asyncio.Event().wait()
+
+    async def send(_: Any) -> None:
+        raise AssertionError("it was answered")
+
+    async def ask() -> None:
+        await asyncio.wait_for(app(scope, receive, send), 0.1)
+
+    with pytest.raises(TimeoutError):
+        asyncio.run(ask())
+    gate.open.set()
+    app.state.service.close()
+
+
 def start(bundle: Path, *arguments: str) -> tuple[subprocess.Popen[str], Client]:
     command = [sys.executable, "-m", "segue", "serve", "--model", str(bundle), "--port", "0", *arguments]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd="/")
@@ -498,7 +636,7 @@ def start(bundle: Path, *arguments: str) -> tuple[subprocess.Popen[str], Client]
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_lets_it_answer_and_end(bundle: Path, number: int) -> None:
-    process, client = start(bundle, "--threads", "1", "--device", "cpu")
+    process, client = start(bundle, "--threads", "1", "--device", "cpu", "--name", "bundle")
     assert client("/health")[0] == 200
     texts = [f"{i} {LONG}" for i in range(900)]
     thread, replies = in_background(client, "/score", {"queries": "a", "documents": texts})
@@ -521,11 +659,36 @@ def test_a_grace_that_is_too_short_ends_it_all_the_same(make_bundle: Callable[..
     _, err = process.communicate(timeout=SECONDS)
     assert time.monotonic() - started < 10
     thread.join(SECONDS)
-    assert [(reply[0], reply[2]) for reply in replies] == [
-        (503, {"error": "the server is closing", "error_type": "Unhealthy"})
-    ]
+    assert [(reply[0], reply[2]["error"]) for reply in replies] == [(503, "the server is closing")]
     assert process.returncode == 0
     assert err == "segue: Cancel 1 running task(s), timeout graceful shutdown exceeded\n"
+
+
+def test_a_second_signal_ends_it_without_an_answer(make_bundle: Callable[..., Path]) -> None:
+    slow = make_bundle(layers=4, hidden_size=256)
+    process, client = start(slow, "--threads", "1", "--device", "cpu")
+    body = {"queries": "a", "documents": [f"{i} {LONG}" for i in range(1000)]}
+    thread, replies = in_background(client, "/score", body)
+    until(lambda: waiting(client) > 0)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.5)
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=SECONDS)
+    thread.join(SECONDS)
+    assert (process.returncode, err) == (0, "")
+    assert [(reply[0], reply[2]["error"]) for reply in replies] == [(503, "the server is closing")]
+
+
+def test_a_signal_that_comes_before_it_serves_is_not_lost(bundle: Path) -> None:
+    code = (
+        "import os, signal, sys; from segue.serving import command; from segue.cli import main; "
+        "run = command._Server.run; "
+        "command._Server.run = lambda *a: (os.kill(os.getpid(), signal.SIGTERM), run(*a)); "
+        f"sys.exit(main(['serve', '--port', '0', '--model', {str(bundle)!r}]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, cwd="/", timeout=SECONDS)
+    assert done.returncode == 0
 
 
 def test_an_address_that_is_taken_shows_before_the_model_loads(

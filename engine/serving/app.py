@@ -1,12 +1,13 @@
 """One engine as an ASGI application: paths, statuses, and what an answer says beside its body.
 
     POST /score /predict /rerank /v1/...   as in `segue.serving.dialects`
-    GET  /health    200, or 503 where the model no longer computes
-    GET  /info      what was loaded, what was chosen, the measured parity
-    GET  /metrics   for Prometheus
+    GET  /health, /ping   200, or 503 where the model does not compute
+    GET  /info            what was loaded, what was chosen, the measured parity
+    GET  /v1/models       its name
+    GET  /metrics         for Prometheus
 
-Errors are `{"error": what is wrong and where, "error_type": ...}`: 413 too large, 422 Validation, 429
-Overloaded, 500 Backend, 503 Unhealthy.
+An error says what is wrong and where as `error`, with `error_type`: 413 and 422 Validation, 429 Overloaded,
+500 Backend, 503 Unhealthy; and as `message` and `detail`, where clients of Cohere and Jina look for it.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -31,16 +33,17 @@ from segue.engine import Engine
 from segue.errors import InputError, SegueError
 from segue.head import positive_column
 from segue.serving.body import Body
-from segue.serving.dialects import DIALECTS, Asked, Dialect
+from segue.serving.dialects import READERS, Asked
 from segue.serving.joining import Answer, Closed, Joiner, Overloaded
 from segue.serving.metrics import Metrics
 
-__all__ = ["MAX_BODY_BYTES", "MAX_PAIRS", "MAX_WAITING", "create_app"]
+__all__ = ["MAX_BODY_BYTES", "MAX_PAIRS", "MAX_WAITING", "Service", "create_app"]
 
 MAX_PAIRS = 1000
 MAX_WAITING = 8192
 MAX_BODY_BYTES = 8 << 20
 _GONE = 499  # what nginx calls a client that did not wait for its answer
+_KINDS = {413: "Validation", 422: "Validation", 429: "Overloaded", 500: "Backend", 503: "Unhealthy"}
 _Handler = Callable[[Request], Awaitable[Response]]
 
 
@@ -54,6 +57,9 @@ def create_app(
 ) -> Starlette:
     """Return an ASGI application that scores by `engine`, which stays open when it ends.
 
+    `app.state.service.close()` ends its thread, and comes before the engine's own. It is called when the
+    application ends, but nobody tells one that is mounted in another.
+
     Args:
         name: what answers call the model; None: its folder's name.
         max_pairs: in one request; more are refused with 413.
@@ -63,87 +69,151 @@ def create_app(
     Raises:
         InputError: a limit is no whole number from 1.
     """
-    max_pairs = positive_whole("max_pairs", max_pairs, MAX_PAIRS)
-    max_waiting = positive_whole("max_waiting", max_waiting, MAX_WAITING)
-    max_body_bytes = positive_whole("max_body_bytes", max_body_bytes, MAX_BODY_BYTES)
-    joiner = Joiner(engine, max_waiting=max_waiting)
-    metrics = Metrics(joiner)
-    head, model = engine.info.head, name or Path(engine.info.path).name
-
-    def answering(dialect: Dialect) -> _Handler:
-        async def handle(request: Request) -> Response:
-            asked = dialect.read(Body(await _body(request, max_body_bytes)))
-            if dialect.needs_positive:
-                positive_column(head)
-            if len(asked.pairs) > max_pairs:
-                raise HTTPException(413, f"{asked.name}: {len(asked.pairs)} pairs, more than {max_pairs}")
-            answer = await _answer(request, joiner, asked)
-            metrics.scored(answer)
-            return JSONResponse(dialect.write(asked, answer, head, model), headers=_headers(answer))
-
-        return handle
-
-    async def health(request: Request) -> Response:
-        if joiner.broken is not None:  # it may have been that request alone
-            try:
-                await asyncio.wrap_future(joiner.ask([("a", "b")]))
-            except Exception as error:
-                return _error(503, f"the model does not compute: {error}")
-        return JSONResponse({"status": "ok", "model": model})
-
-    async def info(request: Request) -> Response:
-        return JSONResponse({"model": model, **asdict(engine.info), "max_pairs": max_pairs})
-
-    async def measured(request: Request) -> Response:
-        return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
-
-    def route(path: str, handler: _Handler, method: str) -> Route:
-        async def counted(request: Request) -> Response:
-            started = perf_counter()
-            response = await _respond(request, handler)
-            metrics.answered(path, response.status_code, perf_counter() - started)
-            return response
-
-        return Route(path, counted, methods=[method])
-
-    posts = [route(path, answering(one), "POST") for one in DIALECTS for path in one.paths]
-    gets = [("/health", health), ("/info", info), ("/metrics", measured)]
-    routes = [*posts, *(route(path, handler, "GET") for path, handler in gets)]
+    service = Service(
+        engine,
+        name=name or Path(engine.info.path).name,
+        max_pairs=positive_whole("max_pairs", max_pairs, MAX_PAIRS),
+        max_waiting=positive_whole("max_waiting", max_waiting, MAX_WAITING),
+        max_body_bytes=positive_whole("max_body_bytes", max_body_bytes, MAX_BODY_BYTES),
+    )
+    posts = [(path, partial(service.answer, read)) for path, read in READERS.items()]
+    gets = [
+        ("/health", service.health),
+        ("/ping", service.health),
+        ("/info", service.info),
+        ("/v1/models", service.models),
+        ("/metrics", service.measured),
+    ]
+    routes = [
+        Route(path, service.counted(path, handler), methods=[method])
+        for method, handlers in (("POST", posts), ("GET", gets))
+        for path, handler in handlers
+    ]
+    paths = ", ".join([*(f"POST {path}" for path, _ in posts), *(f"GET {path}" for path, _ in gets)])
 
     async def unrouted(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        detail = error.detail
-        if error.status_code == 404:
-            paths = ", ".join(f"{'POST' if one in posts else 'GET'} {one.path}" for one in routes)
-            detail = f"no such path: {request.url.path}; there are {paths}"
+        missing = error.status_code == 404
+        detail = f"no such path: {request.url.path}; there are {paths}" if missing else error.detail
         return _error(error.status_code, detail, error.headers)
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         yield
-        await asyncio.to_thread(joiner.close)
+        await asyncio.to_thread(service.close)
 
     app = Starlette(routes=routes, exception_handlers={HTTPException: unrouted}, lifespan=lifespan)
-    app.state.model = model
+    app.state.service = service
     return app
 
 
-async def _respond(request: Request, handler: _Handler) -> Response:
-    try:
-        return await handler(request)
-    except InputError as error:
-        return _error(422, str(error))
-    except Overloaded as error:
-        return _error(429, str(error), {"Retry-After": "1"})
-    except HTTPException as error:
-        return _error(error.status_code, error.detail)
-    except (Closed, asyncio.CancelledError):  # the latter where the time to end in has passed
-        return _error(503, str(Closed()))
-    except ClientDisconnect:
-        return Response(status_code=_GONE)
-    except Exception as error:
-        logging.getLogger("segue").exception("%s failed", request.url.path)
-        return _error(500, f"{type(error).__name__}: {error}")
+class Service:
+    """What the paths of one application share."""
+
+    def __init__(
+        self, engine: Engine, *, name: str, max_pairs: int, max_waiting: int, max_body_bytes: int
+    ) -> None:
+        self.name = name
+        self.closing = False  # whether requests are cancelled because the server ends
+        self._engine, self._head = engine, engine.info.head
+        self._max_pairs, self._max_body_bytes = max_pairs, max_body_bytes
+        self._joiner = Joiner(engine, max_waiting=max_waiting)
+        self._metrics = Metrics(self._joiner)
+
+    def close(self) -> None:
+        """End the turn that is computed, and begin none any more."""
+        self._joiner.close()
+
+    async def answer(self, read: Callable[[Body], Asked], request: Request) -> Response:
+        """Score what a request asks for."""
+        asked = read(Body(await _body(request, self._max_body_bytes)))
+        if asked.positive:
+            positive_column(self._head)
+        if asked.document_tokens is not None and asked.document_tokens < self._engine.info.max_tokens:
+            raise InputError(
+                f"max_tokens_per_doc: {asked.document_tokens} is below the model's limit, "
+                f"{self._engine.info.max_tokens}, and documents alone cannot be limited: give max_tokens"
+            )
+        if len(asked.pairs) > self._max_pairs:
+            raise HTTPException(413, f"{asked.name}: {len(asked.pairs)} pairs, more than {self._max_pairs}")
+        answer = await self._answer(asked, request)
+        self._metrics.scored(answer)
+        return JSONResponse(asked.write(asked, answer, self._head, self.name), headers=_headers(answer))
+
+    async def health(self, request: Request) -> Response:
+        """Tell whether the model computes; where the last turn failed, by trying."""
+        try:
+            await asyncio.wrap_future(self._joiner.ask([("a", "b")] if self._joiner.broken else []))
+        except Overloaded:
+            pass  # others' turns come first, and will tell
+        except Exception as error:
+            return _error(503, f"the model does not compute: {error}")
+        return JSONResponse({"status": "ok", "model": self.name})
+
+    async def info(self, request: Request) -> Response:
+        """Tell what was loaded, but for where it lies."""
+        record = asdict(self._engine.info)
+        del record["path"]
+        return JSONResponse({"model": self.name, "max_pairs": self._max_pairs, **record})
+
+    async def models(self, request: Request) -> Response:
+        """List the one model, as clients ask OpenAI's servers."""
+        return JSONResponse({"object": "list", "data": [{"id": self.name, "object": "model"}]})
+
+    async def measured(self, request: Request) -> Response:
+        """Tell what was counted."""
+        return Response(self._metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    def counted(self, path: str, handler: _Handler) -> _Handler:
+        """Return the handler with its requests counted, and its errors as answers."""
+
+        async def respond(request: Request) -> Response:
+            started = perf_counter()
+            response = await self._respond(request, handler)
+            self._metrics.answered(path, response.status_code, perf_counter() - started)
+            return response
+
+        return respond
+
+    async def _respond(self, request: Request, handler: _Handler) -> Response:
+        try:
+            return await handler(request)
+        except InputError as error:
+            return _error(422, str(error))
+        except Overloaded as error:
+            return _error(429, str(error), {"Retry-After": "1"})
+        except Closed as error:
+            return _error(503, str(error))
+        except asyncio.CancelledError:
+            if not self.closing:
+                raise
+            return _error(503, str(Closed()))
+        except HTTPException as error:
+            return _error(error.status_code, error.detail)
+        except ClientDisconnect:
+            return Response(status_code=_GONE)
+        except Exception as error:
+            logging.getLogger("segue").exception("%s failed", request.url.path)
+            return _error(500, f"{type(error).__name__}: {error}")
+
+    async def _answer(self, asked: Asked, request: Request) -> Answer:
+        """Wait for the answer, and give it up where the client goes away."""
+        future = self._joiner.ask(asked.pairs, truncation=asked.truncation, max_tokens=asked.max_tokens)
+        answer = asyncio.wrap_future(future)
+        gone = asyncio.ensure_future(request.receive())  # after the body, nothing else is received
+        either: set[asyncio.Future[Any]] = {answer, gone}
+        try:
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            if not answer.done():
+                raise ClientDisconnect
+            return answer.result()
+        except SegueError as error:
+            raise error.of(
+                asked.name if asked.single else f"{asked.name}[{error.index}]"
+            ) from error.__cause__
+        finally:
+            answer.cancel()
+            gone.cancel()
 
 
 async def _body(request: Request, most: int) -> bytes:
@@ -155,32 +225,11 @@ async def _body(request: Request, most: int) -> bytes:
     return bytes(body)
 
 
-async def _answer(request: Request, joiner: Joiner, asked: Asked) -> Answer:
-    """Wait for the answer, and give it up where the client goes away."""
-    future = joiner.ask(asked.pairs, truncation=asked.truncation, max_tokens=asked.max_tokens)
-    answer = asyncio.wrap_future(future)
-    gone = asyncio.ensure_future(request.receive())  # after the body, nothing else is received
-    either: set[asyncio.Future[Any]] = {answer, gone}
-    try:
-        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-        if not answer.done():
-            raise ClientDisconnect
-        return answer.result()
-    except SegueError as error:
-        if error.index is None:
-            raise
-        raise type(error)(f"{asked.name}[{error.index}]: {error.reason}") from None
-    finally:
-        answer.cancel()
-        gone.cancel()
-
-
 def _headers(answer: Answer) -> dict[str, str]:
     timing = f"queue;dur={1000 * answer.waited:.2f}, compute;dur={1000 * answer.computed:.2f}"
     return {"Server-Timing": timing, "X-Truncated-Pairs": str(int(answer.truncated.sum()))}
 
 
 def _error(status: int, text: str, headers: Mapping[str, str] | None = None) -> Response:
-    kinds = {413: "Validation", 422: "Validation", 429: "Overloaded", 500: "Backend", 503: "Unhealthy"}
-    body = {"error": text, "error_type": kinds.get(status, "Request")}
+    body = {"error": text, "error_type": _KINDS.get(status, "Request"), "message": text, "detail": text}
     return JSONResponse(body, status_code=status, headers=headers)

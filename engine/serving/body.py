@@ -20,11 +20,30 @@ _KINDS = {
 }
 
 
+def a_text(name: str, value: Any) -> str:
+    """Return the string that `value` must be."""
+    if not isinstance(value, str):
+        raise InputError(f"{name}: expected a string, got {_kind(value)}")
+    check_unicode(name, value)
+    return value
+
+
+def some_texts(name: str, value: Any) -> list[str]:
+    """Return the strings of the array that `value` must be."""
+    if not isinstance(value, list):
+        raise InputError(f"{name}: expected an array of strings, got {_kind(value)}")
+    return [a_text(f"{name}[{place}]", text) for place, text in enumerate(value)]
+
+
+def _kind(value: Any) -> str:
+    return _KINDS.get(type(value), "an object")
+
+
 class Body:
     """An object's fields. One that is null counts as absent: clients write so what they were not given."""
 
     def __init__(self, text: bytes) -> None:
-        """Read UTF-8 JSON.
+        """Read JSON.
 
         Raises:
             InputError: it is none, or no object.
@@ -48,6 +67,15 @@ class Body:
             if name not in self._known:
                 raise InputError(f"{name}: no such field; there are {', '.join(self._known)}")
 
+    def has(self, name: str) -> bool:
+        """Tell whether there is such a field."""
+        return name in self._fields
+
+    def take(self, name: str, default: Any = None) -> Any:
+        """Return a value of any kind."""
+        self._known.append(name)
+        return self._fields.get(name, default)
+
     def any_of(self, *names: str) -> tuple[str, Any]:
         """Return the one of these fields that is there, and its value.
 
@@ -67,50 +95,23 @@ class Body:
 
     def flag(self, name: str, default: bool = False) -> bool:
         """Return a boolean."""
-        value = self._optional(name, default)
+        value = self.take(name, default)
         if not isinstance(value, bool):
             raise InputError(f"{name}: expected a boolean, got {_kind(value)}")
         return value
 
-    def number(self, name: str) -> int | None:
-        """Return a whole number from 1, or None."""
-        value = self._optional(name, None)
-        if value is not None and (type(value) is not int or value < 1):
+    def number(self, name: str, *, least: int = 1) -> int | None:
+        """Return a whole number, or None."""
+        value = self.take(name)
+        if value is not None and (type(value) is not int or value < least):
             shown = value if type(value) in (int, float) else _kind(value)
-            raise InputError(f"{name}: expected a whole number from 1, got {shown}")
+            raise InputError(f"{name}: expected a whole number from {least}, got {shown}")
         return value
 
     def choice(self, name: str, choices: tuple[str, ...]) -> str:
         """Return one of these strings, by default the first."""
-        value = self._optional(name, choices[0])
+        value = self.take(name, choices[0])
         if value not in choices:
             shown = repr(value) if isinstance(value, str) and len(value) <= 40 else _kind(value)
             raise InputError(f"{name}: expected one of {', '.join(choices)}, got {shown}")
         return str(value)
-
-    def ignored(self, name: str) -> None:
-        """Allow a string that changes nothing."""
-        a_text(name, self._optional(name, ""))
-
-    def _optional(self, name: str, default: Any) -> Any:
-        self._known.append(name)
-        return self._fields.get(name, default)
-
-
-def a_text(name: str, value: Any) -> str:
-    """Return the string that `value` must be."""
-    if not isinstance(value, str):
-        raise InputError(f"{name}: expected a string, got {_kind(value)}")
-    check_unicode(name, value)
-    return value
-
-
-def some_texts(name: str, value: Any) -> list[str]:
-    """Return the strings of the array that `value` must be."""
-    if not isinstance(value, list):
-        raise InputError(f"{name}: expected an array of strings, got {_kind(value)}")
-    return [a_text(f"{name}[{place}]", text) for place, text in enumerate(value)]
-
-
-def _kind(value: Any) -> str:
-    return _KINDS.get(type(value), "an object")

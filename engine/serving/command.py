@@ -6,16 +6,21 @@ import signal
 import socket
 import sys
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from types import FrameType
+from typing import Any
 
 import uvicorn
 
 from segue.engine import Engine
 from segue.errors import InputError
 from segue.options import count, load_options
-from segue.serving.app import MAX_BODY_BYTES, MAX_PAIRS, MAX_WAITING, create_app
+from segue.report import Info
+from segue.serving.app import MAX_BODY_BYTES, MAX_PAIRS, MAX_WAITING, Service, create_app
 from segue.terminal import printable
 
 __all__ = ["add_arguments", "run"]
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 _EPILOG = """\
 paths:
@@ -26,9 +31,10 @@ paths:
   POST /v1/rerank, /v2/rerank     {"query": "A", "documents": ["B", ...], "top_n": 3}; as Jina, Cohere, vLLM
   GET  /health, /info, /metrics
 
-What is asked while the model computes is computed together next; no score depends on that. There is
-neither encryption nor a password: put a proxy before it, or keep it on this machine, as by default.
-SIGTERM and Ctrl-C let it answer what was asked, for at most --grace seconds, and end with 0.
+What is asked while the model computes is computed together next: a score depends on that as little as
+it does on a batch. There is neither encryption nor a password: put a proxy before it, or keep it on this
+machine, as by default. Once it serves, SIGTERM and Ctrl-C let it answer what was asked, for at most
+--grace seconds, and end with 0; twice, they do not let it answer.
 
 exit codes: 0 was told to stop, 1 failed, 2 bad usage or input"""
 
@@ -74,31 +80,34 @@ def run(arguments: Namespace) -> None:
             max_waiting=arguments.max_waiting,
             max_body_bytes=arguments.max_body,
         )
-        config = uvicorn.Config(
-            app,
-            log_config=None,
-            log_level="warning",
-            access_log=False,
-            server_header=False,
-            timeout_graceful_shutdown=arguments.grace,
-        )
-        # uvicorn raises a signal once more when it has ended for it; that is none of the process's business
-        before = {number: signal.signal(number, _ignore) for number in (signal.SIGINT, signal.SIGTERM)}
+        server = _Server(app.state.service, engine.info, app, arguments.grace)
+        # uvicorn sets the same handlers, but only once it runs
+        before = {number: signal.signal(number, server.handle_exit) for number in _SIGNALS}
         try:
-            _Server(config, f"{app.state.model} by {engine.info.executor} on {engine.info.device}").run(
-                [listening]
-            )
+            server.run([listening])
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+            app.state.service.close()
 
 
 class _Server(uvicorn.Server):
-    """Says on stderr where it listens, once it does."""
+    """Says on stderr where it listens, once it does; and ends as it is told to: once, after it has answered
+    what was asked; twice, without."""
 
-    def __init__(self, config: uvicorn.Config, serves: str) -> None:
-        super().__init__(config)
-        self._serves = serves
+    def __init__(self, service: Service, info: Info, app: Any, grace: int) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                log_config=None,
+                log_level="warning",
+                access_log=False,
+                server_header=False,
+                timeout_graceful_shutdown=grace,
+            )
+        )
+        self._service = service
+        self._serves = f"{service.name} by {info.executor} on {info.device}"
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -106,6 +115,14 @@ class _Server(uvicorn.Server):
             host, port = listening.getsockname()[:2]
             address = f"[{host}]" if ":" in host else host
             print(f"segue: {printable(self._serves)} at http://{address}:{port}", file=sys.stderr, flush=True)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        # Not uvicorn's own, which raises the signal again in the end, and leaves at once if it comes twice.
+        self._service.closing = True
+        if self.should_exit:
+            for task in set(self.server_state.tasks):
+                task.get_loop().call_soon_threadsafe(task.cancel)
+        self.should_exit = True
 
 
 def _bound(host: str, port: int) -> socket.socket:
@@ -130,7 +147,3 @@ def _port(text: str) -> int:
     if not (text.isascii() and text.isdecimal()) or len(text) > 5 or int(text) > 65535:
         raise ArgumentTypeError(f"expected a whole number from 0 to 65535, got {text!r}")
     return int(text)
-
-
-def _ignore(*_: object) -> None:
-    pass

@@ -2,10 +2,11 @@
 
     POST /score, /v1/score          vLLM                          pairs, one to one or one to many
     POST /predict                   text-embeddings-inference     pairs, with a probability for each label
-    POST /rerank                    text-embeddings-inference     a query and texts
-    POST /v1/rerank, /v2/rerank     Jina, Cohere, vLLM            a query and documents
+    POST /rerank                    text-embeddings-inference     a query and "texts"
+    POST /rerank, /v1 and /v2       vLLM, Jina, Cohere            a query and "documents"
 
-Numbers are those of `Engine.score`, `predict` and `rank`. Knows nothing about HTTP.
+Numbers are those of `Engine.score`, `predict` and `rank`. A field that would change them and cannot be
+honoured is refused; one that only names or hurries a request is read over. Knows nothing about HTTP.
 """
 
 from __future__ import annotations
@@ -23,47 +24,39 @@ from segue.serving.body import Body, a_text, some_texts
 from segue.serving.joining import Answer, Pair
 from segue.text import TRUNCATIONS
 
-__all__ = ["DIALECTS", "Asked", "Dialect"]
+__all__ = ["READERS", "Asked"]
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What a request asks for."""
+    """What a request asks for, and `write(asked, answer, head, model's name)`, which makes its answer."""
 
+    write: Callable[[Asked, Answer, Head, str], Any]
     pairs: list[Pair]
     name: str  # of the field that the pairs are places in
+    single: bool = False  # whether that field holds one, without an array around it
     output: str = "probability"
     truncation: str = "longest_first"
     max_tokens: int | None = None
+    document_tokens: int | None = None  # a limit on the second text alone
     top: int | None = None
-    texts: bool = False  # whether the documents are to come back
-    single: bool = False  # one pair, asked for without an array around it
-
-
-@dataclass(frozen=True)
-class Dialect:
-    """One kind of request. `read` raises InputError, which names the field and what is wrong with it."""
-
-    paths: tuple[str, ...]
-    read: Callable[[Body], Asked]
-    write: Callable[[Asked, Answer, Head, str], Any]  # the last is the model's name
-    needs_positive: bool = True
+    documents: list[Any] | None = None  # as they are to come back
+    positive: bool = True  # whether the model must have a positive label
 
 
 def _read_score(body: Body) -> Asked:
-    body.ignored("model")
     first_name, first = body.any_of("queries", "text_1")
     name, second = body.any_of("documents", "text_2")
+    firsts = [first] if isinstance(first, str) else some_texts(first_name, first)
     seconds = [second] if isinstance(second, str) else some_texts(name, second)
-    if isinstance(first, str):
-        firsts = [first] * len(seconds)
-    else:
-        firsts = some_texts(first_name, first)
-        if len(firsts) != len(seconds):
-            raise InputError(
-                f"{first_name}: {len(firsts)} of them and {len(seconds)} {name}; expected one, or as many"
-            )
-    return Asked(list(zip(firsts, seconds, strict=True)), name, **_options(body))
+    if len(firsts) == 1:
+        firsts = firsts * len(seconds)
+    if len(firsts) != len(seconds):
+        raise InputError(
+            f"{first_name}: {len(firsts)} of them and {len(seconds)} {name}; expected one, or as many"
+        )
+    pairs = list(zip(firsts, seconds, strict=True))
+    return Asked(_write_score, pairs, name, isinstance(second, str), **_options(body))
 
 
 def _write_score(asked: Asked, answer: Answer, head: Head, model: str) -> Any:
@@ -86,7 +79,8 @@ def _read_predict(body: Body) -> Asked:
         raise InputError(f'{name}: expected ["A", "B"] or an array of such pairs')
     single = bool(inputs) and not isinstance(inputs[0], list)
     places = [(name, inputs)] if single else [(f"{name}[{i}]", pair) for i, pair in enumerate(inputs)]
-    return Asked([_pair(*place) for place in places], name, single=single, **_inference_options(body))
+    pairs = [_pair(*place) for place in places]
+    return Asked(_write_predict, pairs, name, single, positive=False, **_inference_options(body))
 
 
 def _write_predict(asked: Asked, answer: Answer, head: Head, model: str) -> Any:
@@ -100,58 +94,95 @@ def _write_predict(asked: Asked, answer: Answer, head: Head, model: str) -> Any:
     return rows[0] if asked.single else rows
 
 
+def _read_rerank(body: Body) -> Asked:
+    return _read_documents(body) if body.has("documents") else _read_texts(body)
+
+
 def _read_texts(body: Body) -> Asked:
     query = body.text("query")
-    name, texts = body.any_of("texts")
-    pairs = [(query, text) for text in some_texts(name, texts)]
-    return Asked(pairs, name, texts=body.flag("return_text"), **_inference_options(body))
+    name, given = body.any_of("texts")
+    texts = some_texts(name, given)
+    documents = texts if body.flag("return_text") else None
+    top = body.number("top_n", least=0) or None
+    pairs = [(query, text) for text in texts]
+    return Asked(_write_texts, pairs, name, top=top, documents=documents, **_inference_options(body))
 
 
 def _write_texts(asked: Asked, answer: Answer, head: Head, model: str) -> Any:
     return [
-        {"index": place, "score": score} | ({"text": asked.pairs[place][1]} if asked.texts else {})
-        for place, score in ranked(answer.logits, head, asked.output)
+        {"index": place, "score": score} | ({"text": asked.documents[place]} if asked.documents else {})
+        for place, score in ranked(answer.logits, head, asked.output, asked.top)
     ]
 
 
 def _read_documents(body: Body) -> Asked:
-    body.ignored("model")
     query = body.text("query")
-    name, documents = body.any_of("documents")
-    if isinstance(documents, list):  # Cohere's first version wraps each text into an object
-        documents = [d["text"] if isinstance(d, dict) and d.keys() == {"text"} else d for d in documents]
-    pairs = [(query, text) for text in some_texts(name, documents)]
-    top, texts = body.number("top_n"), body.flag("return_documents")
-    return Asked(pairs, name, top=top, texts=texts, **_options(body))
+    name, given = body.any_of("documents")
+    single = isinstance(given, str)
+    documents = [given] if single else given
+    texts = some_texts(
+        name, [_text_of(one) for one in documents] if isinstance(documents, list) else documents
+    )
+    objects = [one if isinstance(one, dict) else {"text": one} for one in documents]
+    returned = objects if body.flag("return_documents") else None
+    top = body.number("top_n", least=0) or None
+    per_document = body.number("max_tokens_per_doc", least=0) or None
+    if body.take("rank_fields") not in (None, ["text"]):
+        raise InputError("rank_fields: only the field text is read")
+    return Asked(
+        _write_documents,
+        [(query, text) for text in texts],
+        name,
+        single,
+        top=top,
+        documents=returned,
+        document_tokens=per_document,
+        **_options(body),
+    )
+
+
+def _text_of(document: Any) -> Any:
+    """What is scored of a document that may be an object, with fields of the caller's beside its text."""
+    return document.get("text", document) if isinstance(document, dict) else document
 
 
 def _write_documents(asked: Asked, answer: Answer, head: Head, model: str) -> Any:
+    usage = _usage(answer)
     return {
         "id": _identifier("rerank"),
         "model": model,
-        "usage": _usage(answer),
+        "usage": usage,
+        "meta": {"tokens": {"input_tokens": usage["total_tokens"]}},
         "results": [
             {"index": place, "relevance_score": score}
-            | ({"document": {"text": asked.pairs[place][1]}} if asked.texts else {})
+            | ({"document": asked.documents[place]} if asked.documents else {})
             for place, score in ranked(answer.logits, head, asked.output, asked.top)
         ],
     }
 
 
-DIALECTS = (
-    Dialect(("/score", "/v1/score"), _read_score, _write_score),
-    Dialect(("/predict",), _read_predict, _write_predict, needs_positive=False),
-    Dialect(("/rerank",), _read_texts, _write_texts),
-    Dialect(("/v1/rerank", "/v2/rerank"), _read_documents, _write_documents),
-)
+READERS: dict[str, Callable[[Body], Asked]] = {
+    "/score": _read_score,
+    "/v1/score": _read_score,
+    "/predict": _read_predict,
+    "/rerank": _read_rerank,
+    "/v1/rerank": _read_documents,
+    "/v2/rerank": _read_documents,
+}
 
 
 def _options(body: Body) -> dict[str, Any]:
-    """Our own, by the names that `Engine.score` has for them."""
+    """Our own, by the names that `Engine.score` has for them, and two of vLLM's that mean the same."""
+    for name in ("model", "user", "request_id", "priority"):
+        body.take(name)
+    output = body.choice("output", OUTPUTS)
+    if not body.flag("use_activation", default=True):
+        output = "logit"
+    vllm = body.number("truncate_prompt_tokens", least=-1)  # -1: the model's limit
     options = {
-        "output": body.choice("output", OUTPUTS),
+        "output": output,
         "truncation": body.choice("truncation", TRUNCATIONS),
-        "max_tokens": body.number("max_tokens"),
+        "max_tokens": body.number("max_tokens") or (None if vllm == -1 else vllm),
     }
     body.end()
     return options
@@ -159,6 +190,7 @@ def _options(body: Body) -> dict[str, Any]:
 
 def _inference_options(body: Body) -> dict[str, Any]:
     """Those of text-embeddings-inference."""
+    body.take("model")
     body.choice("truncation_direction", ("right", "Right"))
     options = {
         "output": OUTPUTS[body.flag("raw_scores")],

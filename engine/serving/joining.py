@@ -1,12 +1,13 @@
 """Many callers, one engine: what is asked while a turn is computed is computed together in the next.
 
 Nobody waits for company: a lone request is computed at once. A turn takes one pair of each request after the
-other until it is full, so that a short request need not wait for a long one to end. That requests are joined
-changes no score, as none depends on its batch. Knows nothing about HTTP.
+other until it is full, so that a short request need not wait for a long one to end. A score depends on who it
+is computed with as little as on any batch. Knows nothing about HTTP.
 """
 
 from __future__ import annotations
 
+import atexit
 import threading
 from collections import deque
 from collections.abc import Sequence
@@ -28,7 +29,7 @@ Pair = tuple[str, str]
 # Tokens of a turn. On a CPU smaller ones are slower, the smallest by a seventh (MiniLM-L6, two cores), and
 # larger ones make others wait; a device gets two of its batches, so that one runs while the other is encoded.
 _TURN_TOKENS, _TURN_BATCHES = 4096, 2
-_CHARACTERS = 5  # of a token of English, about, spaces counted
+_BYTES = 5  # of a token of English, about, spaces counted
 
 
 class Overloaded(SegueError):
@@ -85,12 +86,12 @@ class Joiner:
         """
         self._engine._encode([], truncation, max_tokens)
         request = _Request(pairs, (truncation, max_tokens), len(self._engine.labels))
-        if not pairs:
-            request.answer()
-            return request.future
         with self._changed:
             if self._closed:
                 raise Closed
+            if not pairs:
+                request.answer()
+                return request.future
             if self._waiting and self._waiting + len(pairs) > self._max_waiting:
                 raise Overloaded(
                     f"{self._waiting} pairs are waiting, and {len(pairs)} more would be over "
@@ -99,6 +100,7 @@ class Joiner:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, name="segue-joiner", daemon=True)
                 self._thread.start()
+                atexit.register(self.close)  # or the process would end in the middle of a turn, and crash
             self._requests.append(request)
             self._waiting += len(pairs)
             self._changed.notify()
@@ -112,6 +114,7 @@ class Joiner:
             self._changed.notify()
         if self._thread is not None:
             self._thread.join()
+            atexit.unregister(self.close)
 
     def _forget(self, request: _Request) -> None:
         """Begin no more pairs of a request that has ended, as a cancelled one may before they were begun."""
@@ -139,7 +142,7 @@ class Joiner:
     def _take(self) -> list[tuple[_Request, int]]:
         turn: list[tuple[_Request, int]] = []
         others: list[_Request] = []  # with other options; the next turn begins with them
-        room = _CHARACTERS * self._turn
+        room = _BYTES * self._turn
         while self._requests and room > 0:
             request = self._requests.popleft()
             if not request.left:
@@ -150,33 +153,43 @@ class Joiner:
             place = request.begin()
             self._waiting -= 1
             turn.append((request, place))
-            characters = sum(map(len, request.pairs[place])) + _CHARACTERS * MIN_TOKENS
-            room -= min(characters, _CHARACTERS * (request.options[1] or self._longest))
+            size = request.sizes[place] + _BYTES * MIN_TOKENS
+            room -= min(size, _BYTES * (request.options[1] or self._longest))
             if request.left:
                 self._requests.append(request)
         self._requests.extendleft(reversed(others))
         return turn
 
     def _compute(self, turn: list[tuple[_Request, int]]) -> None:
-        """Compute a turn; where that fails, each request's part of it alone, so that one fails for itself."""
-        requests = list(dict.fromkeys(request for request, _ in turn))
-        truncation, max_tokens = requests[0].options
-        try:
-            encoded = self._engine._encode([one.pairs[place] for one, place in turn], truncation, max_tokens)
-            logits = self._engine._logits(encoded)
-            sizes = encoded.lengths[encoded.inverse]
-            for (one, place), row, size, short in zip(turn, logits, sizes, encoded.shortened, strict=True):
-                one.done(place, row, size, short)
-            self.broken = None
-        except Exception as error:
-            if len(requests) > 1:
-                for request in requests:
-                    self._compute([(one, place) for one, place in turn if one is request])
-            elif isinstance(error, SegueError) and error.index is not None:
-                requests[0].fail(type(error)(error.reason, index=turn[error.index][1]))
-            else:
-                self.broken = error
-                requests[0].fail(error)
+        """Compute a turn: without the requests of which a pair is bad; if it fails for another reason, each
+        request's part of it alone, so that one fails for itself."""
+        truncation, max_tokens = turn[0][0].options
+        while turn:
+            try:
+                pairs = [request.pairs[place] for request, place in turn]
+                encoded = self._engine._encode(pairs, truncation, max_tokens)
+                logits = self._engine._logits(encoded)
+                sizes = encoded.lengths[encoded.inverse]
+                for (one, place), row, size, short in zip(
+                    turn, logits, sizes, encoded.shortened, strict=True
+                ):
+                    one.done(place, row, size, short)
+                self.broken = None
+                return
+            except Exception as error:
+                if isinstance(error, SegueError) and error.index is not None:
+                    bad, place = turn[error.index]
+                    bad.fail(error.at(place))
+                    turn = [entry for entry in turn if entry[0] is not bad]
+                    continue
+                requests = list(dict.fromkeys(request for request, _ in turn))
+                if len(requests) == 1:
+                    self.broken = error
+                    requests[0].fail(error)
+                    return
+            for request in requests:
+                self._compute([entry for entry in turn if entry[0] is request])
+            return
 
 
 class _Request:
@@ -190,6 +203,7 @@ class _Request:
         self._logits = np.empty((len(pairs), labels), np.float32)
         self._tokens = np.empty(len(pairs), np.int64)
         self._truncated = np.empty(len(pairs), np.bool_)
+        self.sizes = [sum(len(text.encode(errors="surrogatepass")) for text in pair) for pair in pairs]
 
     @property
     def left(self) -> int:

@@ -19,7 +19,7 @@ class Metrics:
     def __init__(self, joiner: Joiner) -> None:
         self._registry = CollectorRegistry()
         self._registry.register(_OfJoiner(joiner))
-        self._requests = self._counter("requests", "HTTP requests answered", ["path", "status"])
+        self._requests = self._counter("requests", "HTTP requests to these paths", ["path", "status"])
         self._pairs = self._counter("pairs", "Pairs scored")
         self._tokens = self._counter("tokens", "Tokens of the pairs scored, special ones counted")
         self._truncated = self._counter("truncated_pairs", "Pairs that were too long and lost tokens")
