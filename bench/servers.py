@@ -200,7 +200,7 @@ def _post(connection: HTTPConnection, path: str, body: bytes) -> Any:
     response = connection.getresponse()
     text = response.read()
     if response.status != 200:
-        raise SystemExit(f"{path}: {response.status} {text[:200]!r}")
+        raise Unavailable(f"{path}: {response.status} {text[:200]!r}")
     return json.loads(text)
 
 

@@ -68,7 +68,7 @@ class Encoded:
 
     @property
     def cut(self) -> Ints:
-        """[p, 2]: tokens of each sentence that truncation took away."""
+        """[p, 2]: tokens of each sentence that truncation took away, of those that were read."""
         return sizes_of(self.starts, self.pairs[: len(self.kept)]) - self.kept
 
     @property

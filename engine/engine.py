@@ -240,7 +240,7 @@ class Engine:
     ) -> Explanation:
         """Return what the model sees of a pair, and what it makes of it."""
         try:
-            encoded = self._encode([(first, second)], truncation, max_tokens)
+            encoded = self._encode([(first, second)], truncation, max_tokens, whole=True)
             logits = self._logits(encoded)[0]
         except SegueError as error:
             raise (error if error.index is None else type(error)(error.reason)) from error.__cause__
@@ -289,7 +289,9 @@ class Engine:
     def __repr__(self) -> str:
         return f"<segue.Engine {self._path.name} on {self._executor.device} by {self._executor.name}>"
 
-    def _encode(self, pairs: Iterable[Any], truncation: str, max_tokens: int | None) -> Encoded:
+    def _encode(
+        self, pairs: Iterable[Any], truncation: str, max_tokens: int | None, *, whole: bool = False
+    ) -> Encoded:
         if self._closed:
             raise SegueError("this engine is closed")
         if os.getpid() != self._process:
@@ -302,6 +304,7 @@ class Engine:
             truncation=truncation,
             max_tokens=max_tokens,
             at_once=_SENTENCES if self._executor.overlaps else None,
+            whole=whole,
         )
 
     def _logits(self, encoded: Encoded, progress: bool = False) -> NDArray[np.float32]:

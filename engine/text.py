@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from segue.encoded import MIN_TOKENS, Encoded, Growing, Ints, Step, sizes_of, truncated_lengths
@@ -23,6 +24,9 @@ from segue.errors import BundleError, InputError
 from segue.words import Words
 
 __all__ = ["TRUNCATIONS", "PairEncoder", "check_iterable", "check_unicode", "number_pairs"]
+
+_FAR = 8  # characters to a token, from which on a text is looked at; English has 5
+_TOKENS = 4  # that a character may become: so many does decomposition make of one
 
 TRUNCATIONS = ("longest_first", "only_first", "only_second", "error")
 
@@ -80,29 +84,34 @@ class PairEncoder:
         truncation: str = "longest_first",
         max_tokens: int | None = None,
         at_once: int | None = None,
+        whole: bool = False,
     ) -> Encoded:
         """As `encode`, but the pairs are only read and told apart: the rest comes step by step, by `more`.
 
         Args:
             at_once: sentences of the first step, at least 2, of which later ones take twice as many; None:
                 all of them in one.
+            whole: read all of a text that is far too long, so that `Encoded.cut` counts every token.
         """
         limit = self._limit(truncation, max_tokens)
         sentences, numbered = number_pairs(pairs)
         distinct, inverse = _distinct(numbered, len(sentences))
-        steps = self._steps(sentences, distinct, inverse, limit - MIN_TOKENS, truncation, at_once)
+        ends = {} if whole or not self._words.parted else _ends(sentences, distinct, limit)
+        steps = self._steps(sentences, ends, distinct, inverse, limit, truncation, at_once)
         return Encoded(distinct, inverse, steps, cls_id=self.cls_id, sep_id=self.sep_id)
 
     def _steps(
         self,
         sentences: list[str],
+        ends: dict[int, int],
         pairs: Ints,
         inverse: Ints,
-        budget: int,
+        limit: int,
         truncation: str,
         at_once: int | None,
     ) -> Iterator[Step]:
         """Yield what `Encoded` has of the sentences so far."""
+        budget = limit - MIN_TOKENS
         ids, starts, kept = (Growing(a) for a in (np.empty(0, np.int32), np.zeros(1, np.int64), pairs[:0]))
         last = None
         stop = done = 0
@@ -110,7 +119,7 @@ class PairEncoder:
             first, size = stop, len(sentences) if at_once is None else at_once * (1 + (stop > 0))
             stop = min(first + size, len(sentences))
             try:
-                new, bounds = self._words.spell(sentences[first:stop])
+                new, bounds = self._spell(sentences, ends, first, stop, limit)
             except TypeError:  # all are str, so one of them has no UTF-8 form
                 raise _surrogate(sentences, pairs[inverse]) from None
             begins = starts.extend(bounds[1:] + starts.values[-1])
@@ -123,10 +132,36 @@ class PairEncoder:
             try:
                 left = truncated_lengths(sizes, budget, truncation)
             except InputError as error:  # it names one of these pairs; the caller knows the one it gave
-                given = int(np.argmax(inverse == done + (error.index or 0)))
-                raise InputError(error.reason, index=given) from None
+                row = done + (error.index or 0)
+                reason = self._reason([sentences[n] for n in pairs[row]], budget, truncation)
+                raise InputError(reason, index=int(np.argmax(inverse == row))) from None
             done = whole
             yield ids.extend(new), begins, kept.extend(left)
+
+    def _spell(
+        self, sentences: list[str], ends: dict[int, int], first: int, stop: int, limit: int
+    ) -> tuple[NDArray[np.int32], Ints]:
+        """As `Words.spell` of some sentences: of those with an end as far as it, if that is enough tokens."""
+        some = sentences[first:stop]
+        cut = [n for n in ends if first <= n < stop]
+        for n in cut:
+            some[n - first] = sentences[n][: ends[n]]
+        ids, bounds = self._words.spell(some)
+        few = [n for n in cut if bounds[n - first + 1] - bounds[n - first] < limit]
+        if few:
+            for n in few:
+                some[n - first] = sentences[n]
+            ids, bounds = self._words.spell(some)
+        return ids, bounds
+
+    def _reason(self, pair: list[str], budget: int, truncation: str) -> str:
+        """Say why a pair cannot be truncated, with the tokens of its whole texts."""
+        _, bounds = self._words.spell(pair)
+        try:
+            truncated_lengths(np.diff(bounds)[None], budget, truncation)
+        except InputError as error:
+            return error.reason
+        raise AssertionError("a part of a text was too long, and the whole is not")
 
     def warm_up(self) -> None:
         """Do beforehand what would otherwise wait until thousands of words were new."""
@@ -145,6 +180,23 @@ class PairEncoder:
         if not whole or not MIN_TOKENS <= max_tokens <= self.max_tokens:
             raise InputError(f"max_tokens: expected {MIN_TOKENS} to {self.max_tokens}, got {max_tokens!r}")
         return int(max_tokens)
+
+
+def _ends(sentences: list[str], pairs: Ints, limit: int) -> dict[int, int]:
+    """Return, of sentences far longer than `limit` tokens, the length, at a space, to which each may be cut.
+
+    That much gives at least `limit` tokens, as a rule, and a pair is truncated the same then; but where both
+    sides might have more than half, their lengths are compared, and each must be whole.
+    """
+    reach = _FAR * limit
+    long = [n for n, text in enumerate(sentences) if len(text) > reach]
+    if not long:
+        return {}
+    half = (limit - MIN_TOKENS) // 2
+    most = np.array([len(text) if text.isascii() else _TOKENS * len(text) for text in sentences])
+    whole = set(pairs[most[pairs[:, ::-1]] > half].tolist())
+    ends = {n: sentences[n].find(" ", reach) for n in long if n not in whole}
+    return {n: end for n, end in ends.items() if end > 0 and _is_unicode(sentences[n])}
 
 
 def check_iterable(name: str, value: Any, of: str) -> None:
@@ -207,6 +259,15 @@ def check_unicode(name: str, text: str) -> None:
         text.encode()
     except UnicodeEncodeError as error:
         raise InputError(f"{name}: {_lone(text, error.start)}") from None
+
+
+def _is_unicode(text: str) -> bool:
+    """Tell whether there is no lone surrogate; one counts wherever it stands."""
+    try:
+        check_unicode("", text)
+    except InputError:
+        return False
+    return True
 
 
 def _lone(text: str, start: int) -> str:

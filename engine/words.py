@@ -93,6 +93,11 @@ class Words:
         self._older: dict[str, bytes] = {}  # what was known when room last ran out; words come back from it
         self._room = _REMEMBERED
 
+    @property
+    def parted(self) -> bool:
+        """Whether the ids of a text are those of its parts between spaces."""
+        return self._splits != 0
+
     def spell(self, sentences: list[str]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
         """Return the ids of all sentences, end to end, and where each begins, [U+1].
 

@@ -17,7 +17,7 @@ import segue.words
 from segue import BundleError, InputError
 from segue.batching import pack
 from segue.encoded import truncated_lengths
-from segue.text import PairEncoder, _distinct, _plain, number_pairs
+from segue.text import PairEncoder, _distinct, _ends, _plain, number_pairs
 
 MODES = ("longest_first", "only_first", "only_second")
 AWKWARD = [
@@ -100,6 +100,89 @@ def test_every_limit_truncates_as_transformers_does(tokenizers, mode):
         for a in sides:
             for b in sides:
                 assert _ours(encoder, a, b, mode, limit) == _judged(judge, a, b, mode, limit), (a, b, limit)
+
+
+far_too_long = st.builds(
+    lambda part, times, rest: part * times + rest,
+    st.sampled_from(
+        ["the man went ", "a ", "running ", "x" * 120 + " ", " " * 50, "\t", "山", "각 ", "[SEP] ", "|"]
+    ),
+    st.integers(1, 200),
+    texts,
+)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    a=st.one_of(texts, far_too_long),
+    b=far_too_long,
+    turned=st.booleans(),
+    mode=st.sampled_from(MODES),
+    limit=st.one_of(st.integers(3, 20), st.integers(3, 100)),
+)
+def test_texts_far_too_long_are_truncated_as_transformers_truncates_them(
+    tokenizers, a, b, turned, mode, limit
+):
+    """Though not all of them is read."""
+    encoder, judge = tokenizers
+    a, b = (b, a) if turned else (a, b)
+    assert _ours(encoder, a, b, mode, limit) == _judged(judge, a, b, mode, limit)
+
+
+@pytest.mark.parametrize(
+    ("mode", "turned"),
+    [("longest_first", False), ("longest_first", True), ("only_second", False), ("only_first", True)],
+)
+def test_what_lies_far_beyond_the_limit_is_not_read(fresh, monkeypatch, mode, turned):
+    read: list[str] = []
+    spell = fresh._words.spell
+
+    def spy(sentences):
+        read.extend(sentences)
+        return spell(sentences)
+
+    monkeypatch.setattr(fresh._words, "spell", spy)
+    pair = ("the man went to the store", "he bought milk " * 10_000)
+    encoded = fresh.encode([pair[::-1] if turned else pair], truncation=mode, max_tokens=64)
+    assert encoded.lengths.tolist() == [64]
+    assert encoded.truncated == 1
+    assert max(map(len, read)) < 9 * 64
+    whole = fresh.begin([pair], max_tokens=64, whole=True).all()
+    assert whole.cut.tolist() == [[0, len(spell([pair[1]])[0]) - int(whole.kept[0, 1])]]
+
+
+def test_two_long_texts_are_read_whole_as_their_lengths_are_compared(fresh, monkeypatch):
+    """The longer one gets the odd token."""
+    ends = [("a " * 400, "b " * 500, "b"), ("a " * 500, "b " * 400, "a")]
+    for first, second, longer in ends:
+        kept = fresh.encode([(first, second)], max_tokens=20).kept[0].tolist()
+        assert kept == ([8, 9] if longer == "b" else [9, 8])
+
+
+def test_a_text_is_whole_beside_one_that_might_have_more_than_half_the_tokens():
+    """A letter is a token at the most; another character may be decomposed into some."""
+    pairs = np.array([[0, 1]])
+    assert _ends(["a" * 8, "b " * 100], pairs, 20) == {1: 161}
+    assert _ends(["b " * 100, "a" * 8], pairs, 20) == {0: 161}
+    assert _ends(["a" * 9, "b " * 100], pairs, 20) == {}
+    assert _ends(["각" * 2, "b " * 100], pairs, 20) == {1: 161}
+    assert _ends(["각" * 3, "b " * 100], pairs, 20) == {}
+    assert _ends(["a", "b " * 100, "c" * 9], np.array([[0, 1], [1, 2]]), 20) == {}
+    assert _ends(["a", "b" * 200], pairs, 20) == {}  # nowhere to cut it
+
+
+def test_reasons_count_the_tokens_of_whole_texts(fresh):
+    for mode, reason in (
+        ("error", r"^pairs\[1\]: 3006 tokens, more than 16, and"),
+        ("only_first", r"it has 3 tokens, and 2990 must go$"),
+    ):
+        with pytest.raises(InputError, match=reason):
+            fresh.encode([("a", "b"), ("a b c", "the " * 3000)], truncation=mode, max_tokens=16)
+
+
+def test_a_lone_surrogate_is_named_however_far_it_stands(fresh):
+    with pytest.raises(InputError, match=r"lone surrogate, '\\ud800', at character 4000"):
+        fresh.encode([("a", "the " * 1000 + "\ud800")], max_tokens=16)
 
 
 def test_an_empty_second_sentence_is_still_a_pair(tokenizers):
@@ -248,7 +331,9 @@ def test_the_vocabulary_is_not_forgotten(fresh):
 
 
 def test_the_vocabulary_is_read_once_enough_words_were_new(fresh):
-    fresh.encode([(" ".join(f"{i}th" for i in range(8180)), "the man")])
+    fresh.encode(
+        [(" ".join(f"{i}th" for i in range(k, min(k + 500, 8180))), "the man") for k in range(0, 8180, 500)]
+    )
     assert fresh._words._whole is None
     fresh.encode([("the store", " ".join(f"{i}x" for i in range(30)))])
     assert fresh._words._whole
