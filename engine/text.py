@@ -60,6 +60,7 @@ class PairEncoder:
             )
         self.cls_id, self.sep_id = cls_id, sep_id
         self._words = Words(self._tokenizer)
+        self._tail = self._words.tail
 
     def encode(
         self, pairs: Iterable[Any], *, truncation: str = "longest_first", max_tokens: int | None = None
@@ -96,22 +97,22 @@ class PairEncoder:
         limit = self._limit(truncation, max_tokens)
         sentences, numbered = number_pairs(pairs)
         distinct, inverse = _distinct(numbered, len(sentences))
-        ends = {} if whole or not self._words.parted else _ends(sentences, distinct, limit)
-        steps = self._steps(sentences, ends, distinct, inverse, limit, truncation, at_once)
+        enough = None if whole or self._tail is None else limit + self._tail
+        steps = self._steps(sentences, distinct, inverse, limit - MIN_TOKENS, truncation, at_once, enough)
         return Encoded(distinct, inverse, steps, cls_id=self.cls_id, sep_id=self.sep_id)
 
     def _steps(
         self,
         sentences: list[str],
-        ends: dict[int, int],
         pairs: Ints,
         inverse: Ints,
-        limit: int,
+        budget: int,
         truncation: str,
         at_once: int | None,
+        enough: int | None,
     ) -> Iterator[Step]:
-        """Yield what `Encoded` has of the sentences so far."""
-        budget = limit - MIN_TOKENS
+        """Yield what `Encoded` has of the sentences so far; of a long one, `enough` tokens will do."""
+        far = set() if enough is None else _far_too_long(sentences, pairs, budget, _FAR * enough)
         ids, starts, kept = (Growing(a) for a in (np.empty(0, np.int32), np.zeros(1, np.int64), pairs[:0]))
         last = None
         stop = done = 0
@@ -119,7 +120,7 @@ class PairEncoder:
             first, size = stop, len(sentences) if at_once is None else at_once * (1 + (stop > 0))
             stop = min(first + size, len(sentences))
             try:
-                new, bounds = self._spell(sentences, ends, first, stop, limit)
+                new, bounds = self._spell(sentences, first, stop, far, enough or 0)
             except TypeError:  # all are str, so one of them has no UTF-8 form
                 raise _surrogate(sentences, pairs[inverse]) from None
             begins = starts.extend(bounds[1:] + starts.values[-1])
@@ -139,18 +140,18 @@ class PairEncoder:
             yield ids.extend(new), begins, kept.extend(left)
 
     def _spell(
-        self, sentences: list[str], ends: dict[int, int], first: int, stop: int, limit: int
+        self, sentences: list[str], first: int, stop: int, far: set[int], enough: int
     ) -> tuple[NDArray[np.int32], Ints]:
-        """As `Words.spell` of some sentences: of those with an end as far as it, if that is enough tokens."""
+        """As `Words.spell` of some sentences: of the beginning of each of `far` that has enough tokens."""
         some = sentences[first:stop]
-        cut = [n for n in ends if first <= n < stop]
-        for n in cut:
-            some[n - first] = sentences[n][: ends[n]]
+        cut = [n - first for n in far if first <= n < stop]
+        for place in cut:
+            some[place] = some[place][: _FAR * enough]
         ids, bounds = self._words.spell(some)
-        few = [n for n in cut if bounds[n - first + 1] - bounds[n - first] < limit]
+        few = [place for place in cut if bounds[place + 1] - bounds[place] < enough]
         if few:
-            for n in few:
-                some[n - first] = sentences[n]
+            for place in few:
+                some[place] = sentences[first + place]
             ids, bounds = self._words.spell(some)
         return ids, bounds
 
@@ -182,21 +183,17 @@ class PairEncoder:
         return int(max_tokens)
 
 
-def _ends(sentences: list[str], pairs: Ints, limit: int) -> dict[int, int]:
-    """Return, of sentences far longer than `limit` tokens, the length, at a space, to which each may be cut.
+def _far_too_long(sentences: list[str], pairs: Ints, budget: int, reach: int) -> set[int]:
+    """Return the sentences of more than `reach` characters of which the beginning will do.
 
-    That much gives at least `limit` tokens, as a rule, and a pair is truncated the same then; but where both
-    sides might have more than half, their lengths are compared, and each must be whole.
+    A pair is truncated the same then, whatever follows; but where both sides might have more than half of the
+    budget, their lengths are compared, and each must be whole.
     """
-    reach = _FAR * limit
-    long = [n for n, text in enumerate(sentences) if len(text) > reach]
-    if not long:
-        return {}
-    half = (limit - MIN_TOKENS) // 2
-    most = np.array([len(text) if text.isascii() else _TOKENS * len(text) for text in sentences])
-    whole = set(pairs[most[pairs[:, ::-1]] > half].tolist())
-    ends = {n: sentences[n].find(" ", reach) for n in long if n not in whole}
-    return {n: end for n, end in ends.items() if end > 0 and _is_unicode(sentences[n])}
+    long = {n for n, text in enumerate(sentences) if len(text) > reach}
+    if long:
+        most = np.array([len(text) if text.isascii() else _TOKENS * len(text) for text in sentences])
+        long.difference_update(pairs[most[pairs[:, ::-1]] > budget // 2].tolist())
+    return {n for n in long if _is_unicode(sentences[n])}
 
 
 def check_iterable(name: str, value: Any, of: str) -> None:

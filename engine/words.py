@@ -94,9 +94,16 @@ class Words:
         self._room = _REMEMBERED
 
     @property
-    def parted(self) -> bool:
-        """Whether the ids of a text are those of its parts between spaces."""
-        return self._splits != 0
+    def tail(self) -> int | None:
+        """How many ids at the end of a text might be others if the text went on; None: any.
+
+        Those of its last word, or of the beginning of an added token.
+        """
+        if self._bar is None:
+            return None
+        added = self._tokenizer.get_added_tokens_decoder().values()
+        longest: int = self._tokenizer.model.max_input_chars_per_word
+        return longest + max((len(token.content) for token in added), default=0)
 
     def spell(self, sentences: list[str]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
         """Return the ids of all sentences, end to end, and where each begins, [U+1].

@@ -158,7 +158,7 @@ def test_characters_of_several_bytes_count_for_more(joiner: Joiner, gate: Gate) 
     futures = [joiner.ask([(f"{i}", 200 * letter)] * 150) for i, letter in enumerate(("山", "a"))]
     gate.open.set()
     wait([first, *futures], SECONDS)
-    assert gate.turns[1] == 49  # 4096 tokens, at 3 + 120 and at 3 + 40
+    assert gate.turns[1] == 47  # 4096 tokens, at 3 + 120 and at 3 + 40, and a 20th of the bytes
 
 
 def test_the_place_of_a_bad_pair_counts_from_the_start_of_its_request(joiner: Joiner) -> None:
@@ -214,7 +214,7 @@ def test_logits_that_are_no_numbers_fail_the_request_they_belong_to(
 class Failing:
     """A step of the engine that raises."""
 
-    def __init__(self, error: Exception) -> None:
+    def __init__(self, error: BaseException) -> None:
         self.error, self.calls = error, 0
 
     def __call__(self, *_: Any) -> Any:
@@ -254,6 +254,29 @@ def test_so_many_may_wait_and_no_more(engine: Engine, gate: Gate) -> None:
     wait([first, *held], SECONDS)
     assert joiner.ask([(A, B)]).result(SECONDS).logits.shape == (1, 2)
     joiner.close()
+
+
+def test_so_many_bytes_may_wait_and_no_more(
+    joiner: Joiner, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("segue.serving.joining._HELD", 1000)
+    first = occupied(joiner, gate)
+    large = joiner.ask([("山" * 300, "a" * 50)])
+    with pytest.raises(Overloaded, match=r"^pairs of 950 bytes are waiting, and these would be over 1000$"):
+        joiner.ask([("a" * 51, "")])
+    fits = joiner.ask([("a" * 50, "")])
+    gate.open.set()
+    wait([first, large, fits], SECONDS)
+    until(lambda: joiner.waiting == 0)
+    assert joiner._held == 0
+
+
+def test_nothing_ends_the_thread(engine: Engine, joiner: Joiner, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(engine, "_logits", Failing(SystemExit("from within")))
+        with pytest.raises(SystemExit):
+            joiner.ask([(A, B)]).result(SECONDS)
+    check(joiner.ask([(A, B)]).result(SECONDS), engine, [(A, B)])
 
 
 def test_options_are_refused_at_the_call(joiner: Joiner) -> None:

@@ -25,6 +25,7 @@ from starlette.routing import Mount
 from segue import Engine, InputError
 from segue.cli import main
 from segue.serving import create_app
+from segue.serving.joining import Closed
 
 QUERY = "the man went to the store"
 TEXTS = ["penguins are flightless birds", "he bought a gallon of milk", ""]
@@ -336,6 +337,18 @@ def test_equal_scores_keep_the_order_of_the_documents(client: Client) -> None:
         ),
         ("/predict", {"inputs": ["a", LONG], "truncate": False}, 422, "inputs: 1004 tokens, more than 512"),
         ("/predict", {"inputs": [["a", LONG]], "truncate": False}, 422, "inputs[0]: 1004 tokens, more than"),
+        (
+            "/score",
+            b'{"queries": "a", "documents": "b", "\\ud800": 1}',
+            422,
+            "'\\ud800': no such field; there",
+        ),
+        (
+            "/score",
+            {"queries": "a", "documents": "b", "x" * 9999: 1},
+            422,
+            f"'{'x' * 40}': no such field; th",
+        ),
         ("/predict", {"inputs": "a"}, 422, 'inputs: expected ["A", "B"] or an array of such pairs'),
         ("/predict", {"inputs": ["a"]}, 422, 'inputs: expected a pair, ["A", "B"]'),
         ("/predict", {"inputs": ["a", 3]}, 422, "inputs[1]: expected a string, got a number"),
@@ -563,7 +576,7 @@ def test_health_tells_of_a_model_that_no_longer_computes(
             assert answer["error"] == "RuntimeError: the device is lost"
             status, _, answer = client("/health")
             assert (status, answer["error_type"]) == (503, "Unhealthy")
-            assert answer["error"] == "the model does not compute: the device is lost"
+            assert answer["error"] == "the model does not compute: RuntimeError: the device is lost"
         assert client("/health")[0] == 200  # it tries by itself
     assert "/score failed" in caplog.text
 
@@ -583,6 +596,15 @@ def test_health_is_not_asked_of_a_queue_that_is_full(engine: Engine, monkeypatch
             thread.join(SECONDS)
 
 
+def test_texts_that_would_take_gigabytes_are_refused(engine: Engine) -> None:
+    with serving(create_app(engine)) as client:
+        status, _, answer = client("/score", {"queries": "a", "documents": ["b", "," * 1_000_001]})
+        assert (status, answer["error"]) == (
+            413,
+            "documents: a text of 1000001 characters, more than 1000000",
+        )
+
+
 def test_health_knows_of_an_engine_that_is_closed(bundle: Path) -> None:
     engine = Engine.load(bundle, threads=1, device="cpu")
     with serving(create_app(engine)) as client:
@@ -591,15 +613,57 @@ def test_health_knows_of_an_engine_that_is_closed(bundle: Path) -> None:
         assert (status, answer["error"]) == (503, "the model does not compute: this engine is closed")
 
 
-def test_an_application_that_has_ended_says_so(engine: Engine) -> None:
+def test_an_application_can_end_and_begin_again(engine: Engine) -> None:
     app = create_app(engine)
-    with serving(app) as client:
-        assert client("/score", {"queries": "a", "documents": "b"})[0] == 200
-    with serving(app) as client:
-        for path, body in (("/health", None), ("/score", {"queries": "a", "documents": "b"})):
-            status, _, answer = client(path, body)
-            assert (status, answer["error_type"]) == (503, "Unhealthy")
-            assert answer["error"].endswith("the server is closing")
+    for _ in range(2):
+        with serving(app) as client:
+            assert client("/score", {"queries": "a", "documents": "b"})[0] == 200
+    app.state.service.close()
+    with pytest.raises(Closed):
+        app.state.service._joiner.ask([])
+
+
+def test_a_middleware_that_says_the_body_again_is_no_client_that_has_gone(engine: Engine) -> None:
+    class Again:
+        def __init__(self, app: Any) -> None:
+            self.app = app
+
+        async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+            message = await receive()
+
+            async def again() -> Any:
+                return message
+
+            await self.app(scope, again if scope["type"] == "http" else receive, send)
+
+    app = create_app(engine)
+    app.add_middleware(Again)
+    messages: list[Any] = [{"type": "http.request", "body": b'{"queries": "a", "documents": "b"}'}]
+    scope = {"type": "http", "method": "POST", "path": "/score", "headers": [], "query_string": b""}
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        return messages.pop()
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    asyncio.run(app(scope, receive, send))
+    assert sent[0]["status"] == 200
+    app.state.service.close()
+
+
+def test_a_client_that_offers_http_2_keeps_its_body(bundle: Path) -> None:
+    """As Java's does by default."""
+    process, client = start(bundle, "--threads", "1", "--device", "cpu")
+    body = b'{"queries": "a", "documents": "b"}'
+    head = b"POST /score HTTP/1.1\r\nHost: x\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n"
+    head += b"HTTP2-Settings: AAMAAABkAAQBAAAAAAIAAAAA\r\nContent-Length: %d\r\n\r\n" % len(body)
+    with socket.create_connection(("127.0.0.1", client.port)) as asking:
+        asking.sendall(head + body)
+        assert asking.recv(100).startswith(b"HTTP/1.1 200 OK")
+    process.terminate()
+    process.communicate(timeout=SECONDS)
 
 
 def test_a_cancellation_from_outside_is_not_answered(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -634,7 +698,7 @@ def start(bundle: Path, *arguments: str) -> tuple[subprocess.Popen[str], Client]
     return process, Client(int(said[1]))
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_lets_it_answer_and_end(bundle: Path, number: int) -> None:
     process, client = start(bundle, "--threads", "1", "--device", "cpu", "--name", "bundle")
     assert client("/health")[0] == 200

@@ -42,6 +42,8 @@ __all__ = ["MAX_BODY_BYTES", "MAX_PAIRS", "MAX_WAITING", "Service", "create_app"
 MAX_PAIRS = 1000
 MAX_WAITING = 8192
 MAX_BODY_BYTES = 8 << 20
+_TEXT = 1_000_000  # characters of one text: of marks alone they are 1.3 s and 350 MB to tokenise
+_PATIENCE = 5  # seconds
 _GONE = 499  # what nginx calls a client that did not wait for its answer
 _KINDS = {413: "Validation", 422: "Validation", 429: "Overloaded", 500: "Backend", 503: "Unhealthy"}
 _Handler = Callable[[Request], Awaitable[Response]]
@@ -99,6 +101,7 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        service.open()
         yield
         await asyncio.to_thread(service.close)
 
@@ -120,6 +123,10 @@ class Service:
         self._joiner = Joiner(engine, max_waiting=max_waiting)
         self._metrics = Metrics(self._joiner)
 
+    def open(self) -> None:
+        """Take requests again, after it was closed."""
+        self._joiner.open()
+
     def close(self) -> None:
         """End the turn that is computed, and begin none any more."""
         self._joiner.close()
@@ -134,6 +141,8 @@ class Service:
                 f"max_tokens_per_doc: {asked.document_tokens} is below the model's limit, "
                 f"{self._engine.info.max_tokens}, and documents alone cannot be limited: give max_tokens"
             )
+        if (most := max((len(text) for pair in asked.pairs for text in pair), default=0)) > _TEXT:
+            raise HTTPException(413, f"{asked.name}: a text of {most} characters, more than {_TEXT}")
         if len(asked.pairs) > self._max_pairs:
             raise HTTPException(413, f"{asked.name}: {len(asked.pairs)} pairs, more than {self._max_pairs}")
         answer = await self._answer(asked, request)
@@ -143,11 +152,14 @@ class Service:
     async def health(self, request: Request) -> Response:
         """Tell whether the model computes; where the last turn failed, by trying."""
         try:
-            await asyncio.wrap_future(self._joiner.ask([("a", "b")] if self._joiner.broken else []))
+            trial = self._joiner.ask([("a", "b")] if self._joiner.broken else [])
+            await asyncio.wait_for(asyncio.wrap_future(trial), _PATIENCE)
         except Overloaded:
             pass  # others' turns come first, and will tell
+        except TimeoutError:
+            return _error(503, f"the model does not compute: no answer in {_PATIENCE} s, and an error before")
         except Exception as error:
-            return _error(503, f"the model does not compute: {error}")
+            return _error(503, f"the model does not compute: {_said(error)}")
         return JSONResponse({"status": "ok", "model": self.name})
 
     async def info(self, request: Request) -> Response:
@@ -194,19 +206,19 @@ class Service:
             return Response(status_code=_GONE)
         except Exception as error:
             logging.getLogger("segue").exception("%s failed", request.url.path)
-            return _error(500, f"{type(error).__name__}: {error}")
+            return _error(500, _said(error))
 
     async def _answer(self, asked: Asked, request: Request) -> Answer:
         """Wait for the answer, and give it up where the client goes away."""
         future = self._joiner.ask(asked.pairs, truncation=asked.truncation, max_tokens=asked.max_tokens)
         answer = asyncio.wrap_future(future)
-        gone = asyncio.ensure_future(request.receive())  # after the body, nothing else is received
+        gone = asyncio.ensure_future(request.receive())  # after the body, a server says nothing else
         either: set[asyncio.Future[Any]] = {answer, gone}
         try:
             await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-            if not answer.done():
+            if gone.done() and gone.result()["type"] == "http.disconnect" and not answer.done():
                 raise ClientDisconnect
-            return answer.result()
+            return await answer  # though a middleware may say something else, again and again
         except SegueError as error:
             raise error.of(
                 asked.name if asked.single else f"{asked.name}[{error.index}]"
@@ -225,11 +237,16 @@ async def _body(request: Request, most: int) -> bytes:
     return bytes(body)
 
 
+def _said(error: Exception) -> str:
+    return str(error) if isinstance(error, SegueError) else f"{type(error).__name__}: {error}"
+
+
 def _headers(answer: Answer) -> dict[str, str]:
     timing = f"queue;dur={1000 * answer.waited:.2f}, compute;dur={1000 * answer.computed:.2f}"
     return {"Server-Timing": timing, "X-Truncated-Pairs": str(int(answer.truncated.sum()))}
 
 
 def _error(status: int, text: str, headers: Mapping[str, str] | None = None) -> Response:
+    text = text.encode(errors="backslashreplace").decode()  # half a surrogate pair has no UTF-8 form
     body = {"error": text, "error_type": _KINDS.get(status, "Request"), "message": text, "detail": text}
     return JSONResponse(body, status_code=status, headers=headers)

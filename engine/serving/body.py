@@ -65,7 +65,8 @@ class Body:
         """
         for name in self._fields:
             if name not in self._known:
-                raise InputError(f"{name}: no such field; there are {', '.join(self._known)}")
+                shown = name if name.isidentifier() and len(name) <= 40 else repr(name[:40])
+                raise InputError(f"{shown}: no such field; there are {', '.join(self._known)}")
 
     def has(self, name: str) -> bool:
         """Tell whether there is such a field."""

@@ -20,7 +20,7 @@ from segue.terminal import printable
 
 __all__ = ["add_arguments", "run"]
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 _EPILOG = """\
 paths:
@@ -33,8 +33,8 @@ paths:
 
 What is asked while the model computes is computed together next: a score depends on that as little as
 it does on a batch. There is neither encryption nor a password: put a proxy before it, or keep it on this
-machine, as by default. Once it serves, SIGTERM and Ctrl-C let it answer what was asked, for at most
---grace seconds, and end with 0; twice, they do not let it answer.
+machine, as by default. Once it serves, SIGTERM, SIGHUP and Ctrl-C let it answer what was asked, for at
+most --grace seconds, and end with 0; twice, they do not let it answer.
 
 exit codes: 0 was told to stop, 1 failed, 2 bad usage or input"""
 
@@ -67,7 +67,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(arguments: Namespace) -> None:
-    """Serve until SIGINT or SIGTERM. The address is taken first: mistakes show at once."""
+    """Serve until a signal. The address is taken first: mistakes show at once."""
     with (
         _bound(arguments.host, arguments.port) as listening,
         Engine.load(arguments.model, **load_options(arguments)) as engine,
@@ -81,9 +81,13 @@ def run(arguments: Namespace) -> None:
             max_body_bytes=arguments.max_body,
         )
         server = _Server(app.state.service, engine.info, app, arguments.grace)
-        # uvicorn sets the same handlers, but only once it runs
-        before = {number: signal.signal(number, server.handle_exit) for number in _SIGNALS}
+        wanted = [
+            number for number in _SIGNALS if signal.getsignal(number) != signal.SIG_IGN
+        ]  # as under nohup
+        # uvicorn sets the same handlers, but only once it runs, and none for SIGHUP
+        before = {number: signal.signal(number, server.handle_exit) for number in wanted}
         try:
+            listening.listen()
             server.run([listening])
         finally:
             for number, handler in before.items():
@@ -99,6 +103,7 @@ class _Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
+                http="h11",  # httptools loses the body of a POST that offers HTTP/2, as Java's clients do
                 log_config=None,
                 log_level="warning",
                 access_log=False,
@@ -112,9 +117,8 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         for listening in sockets or ():
-            host, port = listening.getsockname()[:2]
-            address = f"[{host}]" if ":" in host else host
-            print(f"segue: {printable(self._serves)} at http://{address}:{port}", file=sys.stderr, flush=True)
+            address = _address(*listening.getsockname()[:2])
+            print(f"segue: {printable(self._serves)} at http://{address}", file=sys.stderr, flush=True)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         # Not uvicorn's own, which raises the signal again in the end, and leaves at once if it comes twice.
@@ -139,8 +143,12 @@ def _bound(host: str, port: int) -> socket.socket:
         bound.bind(address)
     except OSError as error:
         bound.close()
-        raise OSError(f"{host}:{port}: {error.strerror}") from None
+        raise OSError(f"{_address(host, port)}: {error.strerror}") from None
     return bound
+
+
+def _address(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _port(text: str) -> int:

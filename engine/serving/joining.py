@@ -30,6 +30,8 @@ Pair = tuple[str, str]
 # larger ones make others wait; a device gets two of its batches, so that one runs while the other is encoded.
 _TURN_TOKENS, _TURN_BATCHES = 4096, 2
 _BYTES = 5  # of a token of English, about, spaces counted
+_READ = 20  # bytes that are tokenised while one is computed, about: so much counts what truncation drops
+_HELD = 64 << 20  # bytes of texts that may wait
 
 
 class Overloaded(SegueError):
@@ -63,12 +65,12 @@ class Joiner:
         self._turn = max(_TURN_TOKENS, _TURN_BATCHES * engine.info.max_batch_tokens)
         self._longest = engine.info.max_tokens
         self._requests: deque[_Request] = deque()  # of which not every pair was begun
-        self._waiting = 0  # pairs of these that were not
+        self._waiting = self._held = 0  # pairs of these that were not, and their bytes
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._closed = False
         self.turns = 0  # computed so far
-        self.broken: Exception | None = None  # what the last turn failed with, where no pair was to blame
+        self.broken: BaseException | None = None  # what the last turn failed with, where no pair was to blame
 
     @property
     def waiting(self) -> int:
@@ -97,29 +99,38 @@ class Joiner:
                     f"{self._waiting} pairs are waiting, and {len(pairs)} more would be over "
                     f"{self._max_waiting}"
                 )
+            if self._waiting and self._held + sum(request.sizes) > _HELD:
+                raise Overloaded(f"pairs of {self._held} bytes are waiting, and these would be over {_HELD}")
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, name="segue-joiner", daemon=True)
                 self._thread.start()
                 atexit.register(self.close)  # or the process would end in the middle of a turn, and crash
             self._requests.append(request)
             self._waiting += len(pairs)
+            self._held += sum(request.sizes)
             self._changed.notify()
         request.future.add_done_callback(lambda _: self._forget(request))
         return request.future
+
+    def open(self) -> None:
+        """Take requests, as a new one does, after it was closed."""
+        self._closed = False
 
     def close(self) -> None:
         """Take no more, end the turn that is computed, and fail what was not begun by then."""
         with self._changed:
             self._closed = True
             self._changed.notify()
-        if self._thread is not None:
-            self._thread.join()
+            thread, self._thread = self._thread, None
+        if thread is not None:
+            thread.join()
             atexit.unregister(self.close)
 
     def _forget(self, request: _Request) -> None:
         """Begin no more pairs of a request that has ended, as a cancelled one may before they were begun."""
         with self._changed:
             self._waiting -= request.left
+            self._held -= sum(request.sizes[request.begun :])
             request.begun = len(request.pairs)
 
     def _work(self) -> None:
@@ -134,6 +145,7 @@ class Joiner:
                 if self._closed:
                     for request in self._requests:
                         request.fail(Closed())
+                    self._requests.clear()
                     return []
                 if turn := self._take():
                     return turn
@@ -152,9 +164,10 @@ class Joiner:
                 continue
             place = request.begin()
             self._waiting -= 1
+            self._held -= (size := request.sizes[place])
             turn.append((request, place))
-            size = request.sizes[place] + _BYTES * MIN_TOKENS
-            room -= min(size, _BYTES * (request.options[1] or self._longest))
+            most = _BYTES * (request.options[1] or self._longest)
+            room -= min(size + _BYTES * MIN_TOKENS, most) + size // _READ
             if request.left:
                 self._requests.append(request)
         self._requests.extendleft(reversed(others))
@@ -176,7 +189,7 @@ class Joiner:
                     one.done(place, row, size, short)
                 self.broken = None
                 return
-            except Exception as error:
+            except BaseException as error:  # this thread has to live
                 if isinstance(error, SegueError) and error.index is not None:
                     bad, place = turn[error.index]
                     bad.fail(error.at(place))
@@ -238,7 +251,7 @@ class _Request:
                 )
             )
 
-    def fail(self, error: Exception) -> None:
+    def fail(self, error: BaseException) -> None:
         """Let the caller have the error."""
         if self._open():
             self.future.set_exception(error)
