@@ -15,6 +15,8 @@ from typing import Any
 
 __all__ = ["main"]
 
+_BATCH = {"torch": 4, "onnx": 8}  # the fastest of 1, 4, 8 and 32 for 20 passages, on two cores
+
 
 def main(checkpoint: str, port: int, threads: int, backend: str) -> None:
     """Serve until the process is ended."""
@@ -50,7 +52,11 @@ def main(checkpoint: str, port: int, threads: int, backend: str) -> None:
         pairs = [(asked["query"], text) for text in asked["documents"]]
         async with turn:
             scores = await run_in_threadpool(
-                model.predict, pairs, activation_fn=torch.nn.Sigmoid(), show_progress_bar=False
+                model.predict,
+                pairs,
+                batch_size=_BATCH[backend],
+                activation_fn=torch.nn.Sigmoid(),
+                show_progress_bar=False,
             )
         return JSONResponse(scores.tolist())
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,8 +24,13 @@ SECONDS = 60  # to wait for what is bound to come
 
 
 @pytest.fixture(scope="module")
-def engine(make_bundle: Callable[..., Path]) -> Iterator[Engine]:
-    with Engine.load(make_bundle(layers=1), threads=1, device="cpu") as engine:
+def bundle(make_bundle: Callable[..., Path]) -> Path:
+    return make_bundle(layers=1)
+
+
+@pytest.fixture(scope="module")
+def engine(bundle: Path) -> Iterator[Engine]:
+    with Engine.load(bundle, threads=1, device="cpu") as engine:
         yield engine
 
 
@@ -305,6 +312,29 @@ def test_closing_ends_the_turn_and_fails_the_rest(engine: Engine, gate: Gate) ->
 
 def test_closing_one_that_was_never_asked(engine: Engine) -> None:
     Joiner(engine, max_waiting=1).close()
+
+
+def test_a_process_ends_well_in_the_middle_of_a_turn(bundle: Path) -> None:
+    """And one that was forked from it, though the thread stayed behind."""
+    code = f"""
+import os, sys
+from segue import Engine
+from segue.serving.joining import Joiner
+engine = Engine.load({str(bundle)!r}, threads=1, device="cpu")
+joiner = Joiner(engine, max_waiting=1000)
+joiner.ask([("a", "b")]).result()
+child = os.fork()
+if not child:
+    joiner._changed.acquire()  # as the thread may have had it
+    sys.exit(0)
+assert os.waitpid(child, 0)[1] == 0
+for _ in range(100):
+    joiner.ask([("a " * 600, "b")])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd="/", timeout=SECONDS, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_many_threads_get_their_own_numbers(engine: Engine, joiner: Joiner) -> None:

@@ -8,6 +8,7 @@ is computed with as little as on any batch. Knows nothing about HTTP.
 from __future__ import annotations
 
 import atexit
+import os
 import threading
 from collections import deque
 from collections.abc import Sequence
@@ -69,6 +70,7 @@ class Joiner:
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._closed = False
+        self._process = os.getpid()
         self.turns = 0  # computed so far
         self.broken: BaseException | None = None  # what the last turn failed with, where no pair was to blame
 
@@ -118,6 +120,8 @@ class Joiner:
 
     def close(self) -> None:
         """Take no more, end the turn that is computed, and fail what was not begun by then."""
+        if os.getpid() != self._process:
+            return  # the thread stayed behind where this process was forked from, with the lock perhaps
         with self._changed:
             self._closed = True
             self._changed.notify()
