@@ -155,7 +155,7 @@ def test_labels_of_pairs(client: Client, engine: Engine, raw: bool) -> None:
         )
         for row in expected
     ]
-    options = {"raw_scores": raw, "truncate": True, "truncation_direction": "Right"}
+    options = {"raw_scores": raw, "truncate": True, "truncation_direction": "Right", "parameters": {}}
     assert client("/predict", {"inputs": PAIRS, **options})[2] == named
     assert client("/predict", {"inputs": PAIRS[1], **options})[2] == named[1]
     assert client("/predict", {"inputs": []})[2] == []
@@ -203,6 +203,7 @@ def test_documents_by_rank(client: Client, engine: Engine, path: str, top: int |
         ("/v2/rerank", {"model": "any", "truncate_prompt_tokens": -1, "top_n": 0}, 3),  # vLLM's own benchmark
         ("/v1/rerank", {"user": "me", "request_id": "1", "priority": 3, "max_tokens_per_doc": 0}, 3),
         ("/v1/rerank", {"rank_fields": ["text"], "use_activation": True}, 3),
+        ("/rerank", {"model": "any", "raw_scores": False, "top_n": None}, 3),  # Infinity's own
     ],
 )
 def test_what_clients_send_besides_changes_nothing(
@@ -224,6 +225,8 @@ def test_options_by_the_names_of_other_servers(client: Client, engine: Engine) -
         "use_activation": False,
     }
     found = client("/score", body)[2]
+    body = {"queries": QUERY, "documents": [LONG, TEXTS[1]], "max_tokens": 30, "raw_scores": True}
+    assert client("/score", body)[2]["data"] == found["data"]
     expected = engine.score([(QUERY, LONG), (QUERY, TEXTS[1])], output="logit", max_tokens=30).tolist()
     assert [one["score"] for one in found["data"]] == close_to(expected)
 
@@ -350,6 +353,7 @@ def test_equal_scores_keep_the_order_of_the_documents(client: Client) -> None:
             f"'{'x' * 40}': no such field; th",
         ),
         ("/predict", {"inputs": "a"}, 422, 'inputs: expected ["A", "B"] or an array of such pairs'),
+        ("/predict", {"inputs": ["a", "b"], "parameters": {"top_k": 1}}, 422, "parameters: there are none"),
         ("/predict", {"inputs": ["a"]}, 422, 'inputs: expected a pair, ["A", "B"]'),
         ("/predict", {"inputs": ["a", 3]}, 422, "inputs[1]: expected a string, got a number"),
         ("/predict", {"inputs": [["a", "b"], "c"]}, 422, 'inputs[1]: expected a pair, ["A", "B"]'),

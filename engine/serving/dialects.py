@@ -172,11 +172,11 @@ READERS: dict[str, Callable[[Body], Asked]] = {
 
 
 def _options(body: Body) -> dict[str, Any]:
-    """Our own, by the names that `Engine.score` has for them, and two of vLLM's that mean the same."""
+    """Our own, by the names that `Engine.score` has for them; and others' that mean the same."""
     for name in ("model", "user", "request_id", "priority"):
         body.take(name)
     output = body.choice("output", OUTPUTS)
-    if not body.flag("use_activation", default=True):
+    if body.flag("raw_scores") or not body.flag("use_activation", default=True):
         output = "logit"
     vllm = body.number("truncate_prompt_tokens", least=-1)  # -1: the model's limit
     options = {
@@ -191,6 +191,8 @@ def _options(body: Body) -> dict[str, Any]:
 def _inference_options(body: Body) -> dict[str, Any]:
     """Those of text-embeddings-inference."""
     body.take("model")
+    if body.take("parameters", {}) != {}:  # Hugging Face's own client sends them empty
+        raise InputError("parameters: there are none")
     body.choice("truncation_direction", ("right", "Right"))
     options = {
         "output": OUTPUTS[body.flag("raw_scores")],
