@@ -6,7 +6,6 @@ import random
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from pathlib import Path
@@ -14,13 +13,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from serving_tools import SECONDS, Gate, until
 
 from segue import Engine, InputError, SegueError
 from segue.serving.joining import Answer, Closed, Joiner, Overloaded
 
 A, B = "the man went to the store", "he bought a gallon of milk"
 LONG = "a river ran past the old mill " * 100
-SECONDS = 60  # to wait for what is bound to come
 
 
 @pytest.fixture(scope="module")
@@ -41,34 +40,9 @@ def joiner(engine: Engine) -> Iterator[Joiner]:
     joiner.close()
 
 
-class Gate:
-    """Counts the calls of an engine, and holds them while it is shut."""
-
-    def __init__(self, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.turns: list[int] = []  # pairs of each
-        self.reached, self.open = threading.Event(), threading.Event()
-        compute = engine._logits
-
-        def held(encoded: Any, progress: bool = False) -> Any:
-            self.turns.append(len(encoded.inverse))
-            self.reached.set()
-            assert self.open.wait(SECONDS)
-            return compute(encoded, progress)
-
-        monkeypatch.setattr(engine, "_logits", held)
-
-
 @pytest.fixture
 def gate(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Gate:
     return Gate(engine, monkeypatch)
-
-
-def until(condition: Callable[[], bool]) -> None:
-    """Wait for what another thread is about to do."""
-    end = time.monotonic() + SECONDS
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.001)
 
 
 def occupied(joiner: Joiner, gate: Gate) -> Future[Answer]:

@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 import uvicorn
+from serving_tools import SECONDS, Gate, until
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
@@ -31,7 +32,6 @@ QUERY = "the man went to the store"
 TEXTS = ["penguins are flightless birds", "he bought a gallon of milk", ""]
 PAIRS = [(QUERY, text) for text in TEXTS]
 LONG = "a river ran past the old mill " * 100
-SECONDS = 60  # to wait for what is bound to come
 
 Reply = tuple[int, dict[str, str], Any]
 
@@ -493,23 +493,6 @@ def test_it_can_be_part_of_another_application(engine: Engine) -> None:
         assert client("/metrics")[0] == 200
 
 
-class Gate:
-    """Holds the calls of an engine while it is shut."""
-
-    def __init__(self, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.pairs: list[int] = []
-        self.reached, self.open = threading.Event(), threading.Event()
-        compute = engine._logits
-
-        def held(encoded: Any, progress: bool = False) -> Any:
-            self.pairs.append(len(encoded.inverse))
-            self.reached.set()
-            assert self.open.wait(SECONDS)
-            return compute(encoded, progress)
-
-        monkeypatch.setattr(engine, "_logits", held)
-
-
 def in_background(client: Client, path: str, body: Any) -> tuple[threading.Thread, list[Reply]]:
     replies: list[Reply] = []
     thread = threading.Thread(target=lambda: replies.append(client(path, body)))
@@ -519,13 +502,6 @@ def in_background(client: Client, path: str, body: Any) -> tuple[threading.Threa
 
 def waiting(client: Client) -> float:
     return float(re.findall(r"^segue_waiting_pairs (.*)$", client("/metrics")[2], re.MULTILINE)[0])
-
-
-def until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + SECONDS
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 def test_who_comes_too_late_is_told_to_come_back(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -562,7 +538,7 @@ def test_for_a_client_that_has_gone_nothing_is_computed(
         gate.open.set()
         first.join(SECONDS)
         assert 'segue_requests_total{path="/score",status="499"} 1.0' in client("/metrics")[2]
-    assert gate.pairs == [1]
+    assert gate.turns == [1]
 
 
 def test_health_tells_of_a_model_that_no_longer_computes(
