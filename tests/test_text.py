@@ -112,21 +112,38 @@ far_too_long = st.builds(
 )
 
 
+def _kept(encoder: PairEncoder, pair: tuple[str, str], **options: Any) -> Any:
+    """Return what is left of a pair, and whether tokens were lost; or the reason why there is nothing."""
+    try:
+        encoded = encoder.begin([pair], **options).all()
+    except InputError as error:
+        return str(error)
+    batch = pack(encoded, np.array([0]))
+    return batch.input_ids.tolist(), batch.token_type_ids.tolist(), encoded.truncated
+
+
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     a=st.one_of(texts, far_too_long),
     b=far_too_long,
     turned=st.booleans(),
-    mode=st.sampled_from(MODES),
+    mode=st.sampled_from((*MODES, "error")),
     limit=st.one_of(st.integers(3, 20), st.integers(3, 100)),
 )
-def test_texts_far_too_long_are_truncated_as_transformers_truncates_them(
-    tokenizers, a, b, turned, mode, limit
-):
-    """Though not all of them is read."""
+def test_texts_far_too_long_are_truncated_as_if_all_of_them_were_read(tokenizers, a, b, turned, mode, limit):
+    encoder, _ = tokenizers
+    pair, options = (b, a) if turned else (a, b), {"truncation": mode, "max_tokens": limit}
+    assert _kept(encoder, pair, **options) == _kept(encoder, pair, **options, whole=True)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("part", ["the man went ", ",", "山", "x" * 120 + " "])
+def test_texts_far_too_long_are_truncated_as_transformers_truncates_them(tokenizers, mode, part):
+    """One side alone: of two, the library would make all pairs of what it cut from each."""
     encoder, judge = tokenizers
-    a, b = (b, a) if turned else (a, b)
-    assert _ours(encoder, a, b, mode, limit) == _judged(judge, a, b, mode, limit)
+    for limit in (3, 8, 64):
+        for pair in (("he bought", part * 1500), (part * 1500, "he bought")):
+            assert _ours(encoder, *pair, mode, limit) == _judged(judge, *pair, mode, limit)
 
 
 @pytest.mark.parametrize("part", ["he bought milk ", ",", "山"])
