@@ -7,6 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+from segue import Engine
+from segue.serving.body import Body
+from segue.serving.dialects import READERS
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -21,6 +25,14 @@ def test_the_first_example_runs_as_it_stands(tmp_path):
     assert follows == "True"
     first, second = re.findall(r"'corpus_id': (\d)", ranking)
     assert (first, second) == ("1", "0")
+
+
+def test_the_request_is_answered_as_one_would_expect():
+    (body,) = re.findall(r"curl .* -d '(.*?)'", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    asked = READERS["/v2/rerank"](Body(body.encode()))
+    with Engine.load(device="cpu") as engine:
+        best = engine.rank(asked.pairs[0][0], [text for _, text in asked.pairs], asked.top)
+    assert [one["corpus_id"] for one in best] == [1]
 
 
 def test_every_link_leads_to_a_file():
