@@ -60,7 +60,6 @@ class PairEncoder:
             )
         self.cls_id, self.sep_id = cls_id, sep_id
         self._words = Words(self._tokenizer)
-        self._tail = self._words.tail
 
     def encode(
         self, pairs: Iterable[Any], *, truncation: str = "longest_first", max_tokens: int | None = None
@@ -97,7 +96,7 @@ class PairEncoder:
         limit = self._limit(truncation, max_tokens)
         sentences, numbered = number_pairs(pairs)
         distinct, inverse = _distinct(numbered, len(sentences))
-        enough = None if whole or self._tail is None else limit + self._tail
+        enough = None if whole or self._words.tail is None else limit + self._words.tail
         steps = self._steps(sentences, distinct, inverse, limit - MIN_TOKENS, truncation, at_once, enough)
         return Encoded(distinct, inverse, steps, cls_id=self.cls_id, sep_id=self.sep_id)
 

@@ -61,6 +61,13 @@ def _plain(word: str) -> bool:
     return word.isascii() and word.isalnum()
 
 
+def _longest_word(tokenizer: Tokenizer) -> int:
+    """The most ids of what is read in one: a word, with the beginning of an added token."""
+    added = tokenizer.get_added_tokens_decoder().values()
+    longest: int = tokenizer.model.max_input_chars_per_word
+    return longest + max((len(token.content) for token in added), default=0)
+
+
 def _newest(known: dict[str, bytes]) -> dict[str, bytes]:
     """As many words as may be remembered, of a text that had far more."""
     kept, room = {}, _REMEMBERED
@@ -86,24 +93,14 @@ class Words:
         # Stands between the words of a text, so that its id parts theirs.
         self._bar = tokenizer.token_to_id("|") if _word_by_word(tokenizer) else None
         self._splits = 0 if self._bar is None else -1
+        # How many ids at the end of a text might be others if the text went on; None: any.
+        self.tail = None if self._bar is None else _longest_word(tokenizer)
         self._lower = self._bar is not None and tokenizer.normalizer.lowercase
         self._whole: dict[str, bytes] | None = None if self._bar is not None else {}
         self._met = 0  # new words so far, about: threads may count past each other
         self._known: dict[str, bytes] = {}  # as int32
         self._older: dict[str, bytes] = {}  # what was known when room last ran out; words come back from it
         self._room = _REMEMBERED
-
-    @property
-    def tail(self) -> int | None:
-        """How many ids at the end of a text might be others if the text went on; None: any.
-
-        Those of its last word, or of the beginning of an added token.
-        """
-        if self._bar is None:
-            return None
-        added = self._tokenizer.get_added_tokens_decoder().values()
-        longest: int = self._tokenizer.model.max_input_chars_per_word
-        return longest + max((len(token.content) for token in added), default=0)
 
     def spell(self, sentences: list[str]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
         """Return the ids of all sentences, end to end, and where each begins, [U+1].

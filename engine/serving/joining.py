@@ -90,6 +90,7 @@ class Joiner:
         """
         self._engine._encode([], truncation, max_tokens)
         request = _Request(pairs, (truncation, max_tokens), len(self._engine.labels))
+        held = sum(request.sizes)
         with self._changed:
             if self._closed:
                 raise Closed
@@ -101,7 +102,7 @@ class Joiner:
                     f"{self._waiting} pairs are waiting, and {len(pairs)} more would be over "
                     f"{self._max_waiting}"
                 )
-            if self._waiting and self._held + sum(request.sizes) > _HELD:
+            if self._waiting and self._held + held > _HELD:
                 raise Overloaded(f"pairs of {self._held} bytes are waiting, and these would be over {_HELD}")
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, name="segue-joiner", daemon=True)
@@ -109,7 +110,7 @@ class Joiner:
                 atexit.register(self.close)  # or the process would end in the middle of a turn, and crash
             self._requests.append(request)
             self._waiting += len(pairs)
-            self._held += sum(request.sizes)
+            self._held += held
             self._changed.notify()
         request.future.add_done_callback(lambda _: self._forget(request))
         return request.future
