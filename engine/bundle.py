@@ -107,7 +107,7 @@ class Manifest:
     dimensions: Dimensions
     layout: str  # "packed" | "padded"
     flat: bool  # True: the ONNX functions are inlined
-    precision: str  # storage of the weights: "float32" | "float16"
+    precision: str  # storage of the weights: "float32" | "float16" | "int8", which is also computed in
     source: dict[str, str]  # architecture, name, sha256 of the weights
     versions: dict[str, str]  # of segue, torch, onnx, ... at export
     parity: dict[str, Any]  # the measured distance from PyTorch

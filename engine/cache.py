@@ -1,4 +1,5 @@
-"""A Hugging Face checkpoint folder given to `Engine.load` is exported once and found again here."""
+"""What `Engine.load` has to export first is exported once and found again here: a Hugging Face checkpoint
+folder, or a bundle that is wanted in int8."""
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ _NAME_BYTES = 100  # of the checkpoint's name in the bundle's: file systems take
 
 
 def cache_folder() -> Path:
-    """Return the folder of exported checkpoints: SEGUE_CACHE, or `segue` in the user's cache folder.
+    """Return the folder of what was exported: SEGUE_CACHE, or `segue` in the user's cache folder.
 
     Raises:
         SegueError: the user has no home.
@@ -31,8 +32,9 @@ def cache_folder() -> Path:
         raise _no_place("~/.cache", "there is no home folder") from error
 
 
-def exported(checkpoint: Path) -> Path:
-    """Return the bundle of a checkpoint folder, exported now where this very state of it was not before.
+def exported(checkpoint: Path, precision: str = "float32") -> Path:
+    """Return the bundle, in this precision, of a checkpoint folder or of another bundle, exported now where
+    this very state of it was not before.
 
     The state is the name, size and time of change of every file, so that a gigabyte need not be read to know
     it.
@@ -43,7 +45,8 @@ def exported(checkpoint: Path) -> Path:
         SegueError: the cache's folder cannot be made or written to.
     """
     folder = cache_folder()
-    bundle = folder / f"{_name(checkpoint)}-{_state(checkpoint)}"
+    kind = "" if precision == "float32" else f"-{precision}"
+    bundle = folder / f"{_name(checkpoint)}{kind}-{_state(checkpoint)}"
     try:
         if (bundle / MANIFEST).is_file():
             return bundle
@@ -55,11 +58,10 @@ def exported(checkpoint: Path) -> Path:
         from segue.export import export_checkpoint
     except ImportError as error:
         raise ExecutorUnavailable(
-            f"{checkpoint} is a PyTorch checkpoint, and exporting it needs {error.name}: "
-            "pip install 'segue[export]'"
+            f"exporting {checkpoint} needs the package {error.name}: pip install 'segue[export]'"
         ) from error
     try:
-        export_checkpoint(checkpoint, bundle)
+        export_checkpoint(checkpoint, bundle, precision=precision)
     except BundleError:
         if not (bundle / MANIFEST).is_file():  # else another exported it meanwhile: that one serves
             raise

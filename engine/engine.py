@@ -77,7 +77,9 @@ class Engine:
                 which needs the extra `export`.
             device: "auto", "cpu", "cuda" or "cuda:N". "auto" takes a GPU where one works.
             executor: "auto", "onnxruntime" or "triton".
-            precision: of the arithmetic: "float32", "float16", "bfloat16"; None: the executor's best.
+            precision: of the arithmetic: "float32", "float16", "bfloat16"; None: the executor's best. "int8"
+                takes a bundle that is stored so, or exports one from `path` and caches it, as of a
+                checkpoint; half the time on a CPU, and scores that differ by some hundredths.
             batch_invariant: keep a pair's score the same in any batch: to the bit under triton, to 2e-6 on a
                 CPU, where it always is. False lets triton take a matrix library that is faster and does not.
             threads: on the CPU; None: as many as affinity and control group grant.
@@ -100,8 +102,13 @@ class Engine:
             raise InputError(f"batch_invariant: expected True or False, got {batch_invariant!r}")
         threads = positive_whole("threads", threads, available_threads(), most=_MOST_THREADS)
         batch_tokens = positive_whole("max_batch_tokens", max_batch_tokens, 0, most=_MOST_TOKENS) or None
-        bundle = _bundle_folder(path)
+        bundle = _bundle_folder(path, "int8" if precision == "int8" else "float32")
         manifest = read_bundle(bundle)
+        if precision == "int8" and manifest.precision != "int8":
+            from segue.cache import exported
+
+            bundle = exported(bundle, "int8")
+            manifest = read_bundle(bundle)
         if manifest.layout != "packed":
             raise BundleError(
                 f"{bundle}: the {manifest.layout} layout is for other runtimes; segue runs --layout packed"
@@ -116,6 +123,7 @@ class Engine:
             longest=manifest.max_tokens,
             batch_invariant=batch_invariant,
             dimensions=manifest.dimensions,
+            stored=manifest.precision,
         )
         arguments["path"] = None if path is None else str(Path(path).resolve())
         return cls(bundle, manifest, opened, arguments)
@@ -379,7 +387,8 @@ def _counted(steps: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
             yield done, count
 
 
-def _bundle_folder(path: str | os.PathLike[str] | None) -> Path:
+def _bundle_folder(path: str | os.PathLike[str] | None, precision: str) -> Path:
+    """The bundle in `path`, or that of the checkpoint there, exported in this precision."""
     if not isinstance(path, str | os.PathLike | None):
         raise InputError(f"path: expected a folder's name or None, got {path!r}")
     folder = DEFAULT_MODEL if path is None else Path(path)
@@ -394,7 +403,7 @@ def _bundle_folder(path: str | os.PathLike[str] | None) -> Path:
     if checkpoint:
         from segue.cache import exported
 
-        return exported(folder)
+        return exported(folder, precision)
     raise BundleError(f"{folder}: neither a bundle ({MANIFEST}) nor a Hugging Face checkpoint (config.json)")
 
 

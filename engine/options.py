@@ -45,7 +45,9 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N; default: auto")
     group.add_argument("--executor", default="auto", help="auto, onnxruntime or triton; default: auto")
-    group.add_argument("--precision", help="of the arithmetic: float32, float16 or bfloat16")
+    group.add_argument(
+        "--precision", help="of the arithmetic: float32, float16, bfloat16; int8 for a bundle that is"
+    )
     group.add_argument("--threads", type=count, metavar="N", help="default: as many as this process may use")
     group.add_argument("--max-batch-tokens", type=count, metavar="N", help="tokens computed at once")
     group.add_argument(

@@ -132,7 +132,7 @@ def evaluate(
         expected, by = torch_side.next_probabilities(checkpoint, encoded), torch_side.versions()
     elif reference:
         exact = {"device": "cpu", "executor": "onnxruntime", "precision": "float32", "threads": threads}
-        with Engine.load(info.path, **exact) as other:
+        with Engine.load(model, **exact) as other:
             expected, by = other.score(texts, progress=progress), "onnxruntime, float32, cpu"
 
     metrics = {

@@ -30,6 +30,7 @@ from segue.bundle import WEIGHTS
 from segue.errors import BundleError
 from segue.export.bert import Bert
 from segue.export.functions import OPSET, function_protos
+from segue.export.functions_int8 import function_protos_int8
 from segue.export.ops import DOMAIN
 
 __all__ = [
@@ -52,7 +53,7 @@ def packed_graph(model: Bert, *, flat: bool = False) -> ir.Model:
     With `flat` the functions are inlined, so that standard operators alone are left.
     """
     graph = trace(model, OPSET)
-    add_functions(graph, function_protos())
+    add_functions(graph, [*function_protos(), *function_protos_int8()])
     if flat:
         inline(graph)
     return graph

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from segue.kernels import reference
+from segue.kernels import reference, reference_int8
 
 __all__ = [
     "DOMAIN",
@@ -21,9 +21,12 @@ __all__ = [
     "cls_attention",
     "cls_rows",
     "embed",
+    "gelu",
     "linear_gelu",
     "packed_attention",
     "pool_classify",
+    "quantized_embed",
+    "quantized_linear",
     "softmax",
 ]
 
@@ -111,6 +114,41 @@ def pool_classify(
     if not torch.onnx.is_in_onnx_export():
         return reference.pool_classify(*inputs)
     return _node("PoolClassify", inputs, (cls.shape[0], classifier_weight.shape[0]))
+
+
+def quantized_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor, zero_point: int) -> Tensor:
+    """x: [R, K]; weight: [out, K], int8; scale, bias: [out] → [R, out]."""
+    inputs = (x, weight, scale, bias)
+    if not torch.onnx.is_in_onnx_export():
+        return reference_int8.quantized_linear(*inputs, zero_point)
+    return _node("QuantizedLinear", inputs, (x.shape[0], weight.shape[0]), zero_point=zero_point)
+
+
+def quantized_embed(
+    input_ids: Tensor,
+    token_type_ids: Tensor,
+    position_ids: Tensor,
+    word: Tensor,
+    word_scale: Tensor,
+    token_type: Tensor,
+    position: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+) -> Tensor:
+    """As `embed`, of a word table [rows, E] in int8 with a scale a row."""
+    ids, norm = (input_ids, token_type_ids, position_ids), (weight, bias)
+    inputs = (*ids, word, word_scale, token_type, position, *norm)
+    if not torch.onnx.is_in_onnx_export():
+        return reference_int8.quantized_embed(*inputs, eps)
+    return _node("QuantizedEmbed", inputs, (input_ids.shape[0], word.shape[1]), epsilon=eps)
+
+
+def gelu(x: Tensor) -> Tensor:
+    """x: [R, F] → [R, F], by the standard operator, which is the exact (erf) one."""
+    if not torch.onnx.is_in_onnx_export():
+        return torch.nn.functional.gelu(x)
+    return torch.onnx.ops.symbolic("Gelu", (x,), dtype=x.dtype, shape=x.shape)
 
 
 def _node(name: str, inputs: Sequence[Tensor], shape: Sequence[Any], **attributes: int | float) -> Tensor:

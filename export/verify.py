@@ -21,22 +21,43 @@ from segue.errors import BundleError
 from segue.export.bert import Bert
 from segue.export.sentences import SENTENCES
 
-__all__ = ["LOGIT_LIMIT", "PROBABILITY_LIMIT", "Batch", "differences", "measure", "pair_lengths", "sample"]
+__all__ = [
+    "INT8_LOGIT_LIMIT",
+    "INT8_PROBABILITY_LIMIT",
+    "LOGIT_LIMIT",
+    "PROBABILITY_LIMIT",
+    "Batch",
+    "differences",
+    "measure",
+    "pair_lengths",
+    "sample",
+]
 
 PROBABILITY_LIMIT = 1e-5
 LOGIT_LIMIT = 1e-4  # of the pair's largest logit, or of 1 where that is smaller
+# With weights of 8 bits. A value that float32's last bit rounds to another step changes as much as rounding
+# itself does, so that two ways of computing the same differ by as much as either does from no rounding.
+INT8_PROBABILITY_LIMIT = 0.1
+INT8_LOGIT_LIMIT = 0.25
 
 Arrays = tuple[NDArray[np.float32], NDArray[np.float32]]  # logits, probabilities: [B, C]
 
 
 def measure(
-    path: Path, model: Bert, tokenizer: Tokenizer, *, max_tokens: int, layout: str, precision: str
+    path: Path,
+    model: Bert,
+    tokenizer: Tokenizer,
+    *,
+    max_tokens: int,
+    layout: str,
+    precision: str,
+    quantized: Bert | None = None,
 ) -> dict[str, Any]:
     """Return the measured distance of the ONNX file at `path` from `model`, as segue.json stores it.
 
     With precision "float16" the file is held against the module whose weights are rounded so, and `model` is
-    left that way; the distance from the unrounded one comes as rounding_…. A regression has no probability:
-    both figures are the relative one of its logit.
+    left that way; with "int8", against `quantized`. The distance from the unrounded one comes as rounding_….
+    A regression has no probability: both figures are the relative one of its logit.
 
     Raises:
         BundleError: the distance is beyond the limits; the message has the figures.
@@ -51,21 +72,19 @@ def measure(
         "shortest": min(pair_lengths(max_tokens)),
         "longest": max_tokens,
     }
-    if precision == "float16":
-        rounding = differences(found, expected, regression=regression)
+    if precision == "float32":
+        return parity | _checked("", differences(found, expected, regression=regression))
+    rounding = differences(found, expected, regression=regression)
+    if quantized is None:
         for parameter in model.parameters():
             parameter.data = parameter.data.half().float()
-        expected = _run_pytorch(model, batches)
-    exact = differences(found, expected, regression=regression)
-    if not (exact[0] <= PROBABILITY_LIMIT and exact[1] <= LOGIT_LIMIT):  # NaN is beyond the limits too
-        raise BundleError(
-            f"the exported graph differs from PyTorch: probabilities by {exact[0]:.2e} "
-            f"(limit {PROBABILITY_LIMIT:.0e}), logits by {exact[1]:.2e} (limit {LOGIT_LIMIT:.0e}, relative)"
-        )
-    names = ("max_probability_difference", "max_relative_logit_difference")
-    parity |= dict(zip(names, exact, strict=True))
-    if precision == "float16":
-        parity |= {f"rounding_{name}": value for name, value in zip(names, rounding, strict=True)}
+    exact = differences(found, _run_pytorch(quantized or model, batches), regression=regression)
+    if quantized is None:
+        return parity | _checked("", exact) | dict(zip(_names("rounding_"), rounding, strict=True))
+    limits = INT8_PROBABILITY_LIMIT, INT8_LOGIT_LIMIT
+    parity |= _checked("", exact, *limits) | _checked("rounding_", rounding, *limits)
+    scores = 0 if regression else 1  # in `Arrays`
+    parity["rounding_mean_probability_difference"] = float(np.abs(found[scores] - expected[scores]).mean())
     return parity
 
 
@@ -98,6 +117,28 @@ def differences(found: Arrays, expected: Arrays, *, regression: bool = False) ->
     scale = np.maximum(np.abs(expected[0]).max(axis=1, keepdims=True), 1)
     logit = float((np.abs(found[0] - expected[0]) / scale).max())
     return logit if regression else float(np.abs(found[1] - expected[1]).max()), logit
+
+
+def _names(prefix: str) -> tuple[str, str]:
+    return f"{prefix}max_probability_difference", f"{prefix}max_relative_logit_difference"
+
+
+def _checked(
+    prefix: str,
+    found: tuple[float, float],
+    probability_limit: float = PROBABILITY_LIMIT,
+    logit_limit: float = LOGIT_LIMIT,
+) -> dict[str, float]:
+    """Return two differences under their names, unless one is beyond its limit."""
+    if not (found[0] <= probability_limit and found[1] <= logit_limit):  # NaN is beyond the limits too
+        what = (
+            "rounding to int8 takes the scores too far from" if prefix else "the exported graph differs from"
+        )
+        raise BundleError(
+            f"{what} PyTorch: probabilities by {found[0]:.2e} (limit {probability_limit:.0e}), "
+            f"logits by {found[1]:.2e} (limit {logit_limit:.0e}, relative)"
+        )
+    return dict(zip(_names(prefix), found, strict=True))
 
 
 class Batch(PackedBatch):

@@ -440,7 +440,7 @@ def test_a_cache_that_takes_nothing_is_named(make_checkpoint, tmp_path, monkeypa
 def test_a_checkpoint_of_any_name_is_exported(make_checkpoint, tmp_path, monkeypatch, name):
     import segue.export
 
-    def export_checkpoint(checkpoint: Path, out: Path) -> None:
+    def export_checkpoint(checkpoint: Path, out: Path, **_: str) -> None:
         outs.append(out.name)
         raise BundleError("far enough")
 
@@ -643,7 +643,7 @@ def test_warmup_changes_nothing(engine, caplog):
         ({"device": "gpu"}, InputError, "device: expected auto, cpu, cuda or cuda:N, got 'gpu'"),
         ({"device": None}, InputError, "device"),
         ({"executor": "tensorrt"}, InputError, "executor: expected one of auto, onnxruntime, triton"),
-        ({"precision": "int8"}, InputError, "precision: expected float32"),
+        ({"precision": "int4"}, InputError, "precision: expected float32"),
         ({"threads": 10**6}, InputError, "threads: expected a whole number from 1 to 1024, got 1000000"),
         ({"threads": 0}, InputError, "threads: expected a whole number from 1 to 1024, got 0"),
         ({"threads": 1.5}, InputError, "threads"),
@@ -737,7 +737,7 @@ def test_a_checkpoint_exported_by_another_process_meanwhile_serves(
 ):
     import segue.export
 
-    def export_checkpoint(checkpoint: Path, out: Path) -> None:
+    def export_checkpoint(checkpoint: Path, out: Path, **_: str) -> None:
         shutil.copytree(make_bundle(), out)
         raise BundleError(f"{out}: taken while the export ran")
 
@@ -745,7 +745,7 @@ def test_a_checkpoint_exported_by_another_process_meanwhile_serves(
     monkeypatch.setattr(segue.export, "export_checkpoint", export_checkpoint, raising=False)
     assert Engine.load(make_checkpoint(), threads=1).score([("a", "b")]).shape == (1,)
     monkeypatch.setattr(
-        segue.export, "export_checkpoint", lambda *_: (_ for _ in ()).throw(BundleError("bad"))
+        segue.export, "export_checkpoint", lambda *_, **__: (_ for _ in ()).throw(BundleError("bad"))
     )
     monkeypatch.setenv("SEGUE_CACHE", str(tmp_path / "elsewhere"))
     with pytest.raises(BundleError, match="bad"):

@@ -28,7 +28,7 @@ ROOMS = {
     "kernels": {"torch", "triton"},
     "engine": {"numpy", "tokenizers", "tqdm", "onnxruntime", "matplotlib"},
     "export": TORCH_SIDE
-    | {"transformers", "matplotlib", "segue.kernels.reference"}
+    | {"transformers", "matplotlib", "segue.kernels.reference", "segue.kernels.reference_int8"}
     | {"segue.bundle", "segue.errors", "segue.text", "segue.encoded", "segue.batching", "segue.head"}
     | {"segue.Engine", "segue.terminal"},
 }

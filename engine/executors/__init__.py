@@ -57,6 +57,7 @@ def open_executor(
     longest: int,
     batch_invariant: bool = True,
     dimensions: Dimensions | None = None,
+    stored: str = "float32",
 ) -> Executor:
     """Load `model` into the executor that was asked for; "auto" takes a GPU where one works, else the CPU.
 
@@ -66,6 +67,7 @@ def open_executor(
         longest: tokens of the longest pair.
         batch_invariant: keep to the bit, under triton, what a pair gives in any batch.
         dimensions: of the model, which a graph whose ids nothing checks as it runs is held against.
+        stored: the precision of the weights in the file. Those in int8 are computed with so, on a CPU.
 
     Raises:
         InputError: a name is unknown.
@@ -76,8 +78,11 @@ def open_executor(
         raise InputError(f"executor: expected one of {', '.join(EXECUTORS)}, got {executor!r}")
     if not isinstance(device, str) or not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
         raise InputError(f"device: expected auto, cpu, cuda or cuda:N, got {device!r}")
-    if precision not in (None, "float32", "float16", "bfloat16"):
-        raise InputError(f"precision: expected float32, float16, bfloat16 or None, got {precision!r}")
+    if precision not in (None, "float32", "float16", "bfloat16", "int8"):
+        raise InputError(f"precision: expected float32, float16, bfloat16, int8 or None, got {precision!r}")
+    if stored == "int8":
+        _check_int8(precision, executor, device)
+        executor, device = "onnxruntime", "cpu"
     if executor == "triton" or (executor == "auto" and device != "cpu" and _triton_works(device)):
         try:
             from segue.executors.triton import TritonExecutor
@@ -109,8 +114,22 @@ def open_executor(
             "pip install 'segue[cpu]', or 'segue[gpu]' for CUDA"
         ) from error
     return OnnxRuntimeExecutor.open(
-        model, device=device, precision=precision, threads=threads, batch_tokens=batch_tokens
+        model, device=device, precision=precision, threads=threads, batch_tokens=batch_tokens, stored=stored
     )
+
+
+def _check_int8(precision: str | None, executor: str, device: str) -> None:
+    """Refuse what was asked for by name and is not what weights in int8 are for."""
+    for name, value, fits in (
+        ("precision", precision, precision in (None, "int8")),
+        ("executor", executor, executor != "triton"),
+        ("device", device, not device.startswith("cuda")),
+    ):
+        if not fits:
+            raise ExecutorUnavailable(
+                f"{name}={value!r}: the weights of this bundle are int8, which a CPU computes with as they "
+                "are; one in float32 or float16 runs otherwise, and on a GPU"
+            )
 
 
 def driver_loads() -> bool:

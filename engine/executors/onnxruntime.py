@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from segue.batching import INPUTS, PackedBatch
 from segue.errors import BundleError, ExecutorUnavailable, SegueError
 from segue.executors import driver_loads
+from segue.executors.overflow import overflows
 
 if TYPE_CHECKING:
     from concurrent.futures import Future, ThreadPoolExecutor
@@ -55,7 +56,6 @@ class OnnxRuntimeExecutor:
     """
 
     name = "onnxruntime"
-    precision = "float32"
     overlaps = False  # all cores compute
     grid = True
 
@@ -66,31 +66,44 @@ class OnnxRuntimeExecutor:
         *,
         threads: int,
         batch_tokens: int,
+        precision: str = "float32",
+        exact_int8: bool = False,
         another: Callable[[], Any] | None = None,
     ) -> None:
-        """Take over a session whose providers have been checked. `another` opens one of a single thread."""
+        """Take over a session whose providers have been checked. `another` opens one of a single thread.
+        exact_int8: it runs in the mode for CPUs on which products of int8 overflow."""
+        self.precision = precision
         self._session, self._another = session, another
         self._single: Any = None
         self._pool: ThreadPoolExecutor | None = None
         self._opening = Lock()
         self.device, self.threads, self.batch_tokens = device, threads, batch_tokens
         beside = f", {_MANY * threads} batches or more side by side" if another else ""
+        slow = ", products of int8 in 16 bits, for want of VNNI" if exact_int8 else ""
         self.description = [
             f"onnxruntime {onnxruntime.__version__}, {', '.join(session.get_providers())}, {threads} threads"
-            f"{beside}"
+            f"{beside}{slow}"
         ]
 
     @classmethod
     def open(
-        cls, model: Path, *, device: str, precision: str | None, threads: int, batch_tokens: int | None
+        cls,
+        model: Path,
+        *,
+        device: str,
+        precision: str | None,
+        threads: int,
+        batch_tokens: int | None,
+        stored: str = "float32",
     ) -> OnnxRuntimeExecutor:
-        """Load `model`.
+        """Load `model`. Weights that are stored as int8 are computed with so.
 
         Raises:
             BundleError: ONNX Runtime cannot load the file.
             ExecutorUnavailable: the device or the precision cannot be had.
         """
-        if precision not in (None, "float32"):
+        own = "int8" if stored == "int8" else "float32"
+        if precision not in (None, own):
             raise ExecutorUnavailable(
                 f"precision={precision!r}: the onnxruntime executor computes in float32 "
                 "(a bundle may store its weights as float16 all the same)"
@@ -99,9 +112,17 @@ class OnnxRuntimeExecutor:
             device = "cuda" if _CUDA in onnxruntime.get_available_providers() and driver_loads() else "cpu"
         if device == "cpu":
             batch_tokens = batch_tokens or min(max(_TOKENS_A_THREAD * threads, _FEWEST_TOKENS), _MOST_TOKENS)
-            another = partial(_session, model, [_CPU], 1) if threads > 1 else None
-            session = _session(model, [_CPU], threads)
-            return cls(session, device, threads=threads, batch_tokens=batch_tokens, another=another)
+            exact = own == "int8" and overflows()
+            opened = partial(_session, model, [_CPU], exact_int8=exact)
+            return cls(
+                opened(threads),
+                device,
+                threads=threads,
+                batch_tokens=batch_tokens,
+                precision=own,
+                exact_int8=exact,
+                another=partial(opened, 1) if threads > 1 else None,
+            )
         number = int(device.partition(":")[2] or 0)
         session = _cuda_session(model, number, threads)
         return cls(session, f"cuda:{number}", threads=threads, batch_tokens=batch_tokens or _MOST_TOKENS)
@@ -203,7 +224,7 @@ def _cuda_session(model: Path, number: int, threads: int) -> Any:
     return session
 
 
-def _session(model: Path, providers: list[Any], threads: int) -> Any:
+def _session(model: Path, providers: list[Any], threads: int, *, exact_int8: bool = False) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = (
         threads  # given, so ONNX Runtime neither counts the host's cores nor pins threads
@@ -213,6 +234,8 @@ def _session(model: Path, providers: list[Any], threads: int) -> Any:
     # again as pages to be mapped and cleared, a sixth of all time. It grows to what the largest batch takes,
     # which planning bounds. A memory pattern would be kept for every shape ever seen.
     options.enable_mem_pattern = False
+    if exact_int8:
+        options.add_session_config_entry("session.x64quantprecision", "1")
     options.log_severity_level = 3  # errors; what a warning would say is checked and raised here
     try:
         name = os.fsencode(model).decode()  # whatever Python takes the system's names for
