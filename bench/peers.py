@@ -1,7 +1,7 @@
 """segue beside what one could use instead: the same pairs, the same machine, one run, turn by turn.
 
-    python bench/peers.py [--workloads NAME ...] [--peers KEY ...] [--pairs 256] [--rounds 7] [--threads N]
-                          [--checkpoint DIR] [--write] [--smoke]
+    python bench/peers.py [--precision float32|int8] [--workloads NAME ...] [--peers KEY ...] [--pairs 256]
+                          [--rounds 7] [--threads N] [--checkpoint DIR] [--write] [--smoke]
 
 Each peer works in a process of its own, in an environment of its own where its pins clash with the others';
 all are built below build/peers at the first run, some 4 GB of packages. Its batch size is chosen first, on
@@ -9,8 +9,13 @@ every second pair; its scores are compared with PyTorch's; then all are timed, o
 starting with another. A peer that cannot be installed or loaded is listed with the reason, one that scores
 something else is refused. Nothing is asked of a model hub.
 
-`--write` puts JSON (every round), Markdown and a picture into bench/results. `--smoke` runs two peers on a
-tiny model: with few --pairs and --rounds it shows that the parts fit, and no figure of it means anything.
+`--precision int8` compares the int8 versions of segue and its peers, each quantised by its own tool. What
+rounding does to their scores is measured then, and so is how far a score depends on the rest of its batch;
+cold starts are left out.
+
+`--write` puts JSON (every round), Markdown and, of float32, a picture into bench/results. `--smoke` runs two
+peers on a tiny model: with few --pairs and --rounds it shows that the parts fit, and no figure of it means
+anything.
 """
 
 from __future__ import annotations
@@ -21,11 +26,14 @@ import shlex
 import sys
 from collections.abc import Callable
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from peers_environments import Unavailable, python_of
-from peers_list import PRESENT, REFERENCE, SMOKE, Peer, chosen
+from peers_int8 import INT8, INT8_SMOKE, QUANTISED
+from peers_int8_model import make_int8, make_openvino_int8
+from peers_list import PEERS, PRESENT, REFERENCE, SMOKE, Peer, chosen
 from peers_measure import cold_starts, run_workload
 from peers_model import make_model, make_openvino
 from peers_process import Worker
@@ -46,14 +54,17 @@ _LEAST_SPREAD = 0.01  # standard deviation of the reference's scores: less, and 
 def main(argv: list[str] | None = None) -> None:
     """Run, print the Markdown, write what is asked for."""
     arguments = _parser().parse_args(argv)
-    record = run(arguments, list(SMOKE) if arguments.smoke else chosen(arguments.peers))
+    every, few = (INT8, INT8_SMOKE) if arguments.precision == "int8" else (PEERS, SMOKE)
+    record = run(arguments, list(few) if arguments.smoke else chosen(arguments.peers, every))
     text = markdown(record, _RESULTS)
     print(text)
     if arguments.write:
-        out = _RESULTS / f"peers-{record['threads']}-cores"
+        kind = "" if arguments.precision == "float32" else f"{arguments.precision}-"
+        out = _RESULTS / f"peers-{kind}{record['threads']}-cores"
         out.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         out.with_suffix(".md").write_text(text, encoding="utf-8")
-        draw(record, out.with_suffix(".png"))
+        if arguments.precision == "float32":
+            draw(record, out.with_suffix(".png"))
 
 
 def run(arguments: argparse.Namespace, peers: list[Peer]) -> dict[str, Any]:
@@ -68,14 +79,20 @@ def run(arguments: argparse.Namespace, peers: list[Peer]) -> dict[str, Any]:
         else "minilm"
     )
     checkpoint = make_model(work / model, arguments.checkpoint, tiny=arguments.smoke)
-    pythons = _environments(peers, arguments.environments or work / "environments", checkpoint)
+    int8 = arguments.precision == "int8"
+    if int8:
+        make_int8(checkpoint)
+    convert = partial(make_openvino_int8 if int8 else make_openvino, checkpoint)
+    pythons = _environments(peers, arguments.environments or work / "environments", convert)
     record: dict[str, Any] = {
         "command": shlex.join(["python", "bench/peers.py", *sys.argv[1:]]),
         "date": date.today().isoformat(),
         "machine": machine(),
         "versions": versions("numpy", "torch"),
         "threads": threads,
-        "model": _describe(checkpoint),
+        "precision": arguments.precision,
+        "quantised": QUANTISED if int8 else {},
+        "model": _describe(checkpoint, arguments.precision),
         "peers": {peer.key: {"name": peer.name, "versions": {}} for peer in peers},
         "workloads": {},
         "cold": {},
@@ -101,7 +118,8 @@ def run(arguments: argparse.Namespace, peers: list[Peer]) -> dict[str, Any]:
         with start(REFERENCE) as worker:
             reference = worker.score(1, scores=True)["scores"]
         _check_spread(reference)
-        results = run_workload([peer for peer in peers if peer.timed], start, reference, arguments.rounds)
+        timed = [peer for peer in peers if peer.timed]
+        results = run_workload(timed, start, reference, arguments.rounds, alone=int8)
         record["workloads"][name] = {
             "describes": WORKLOADS[name].describes,
             "pairs": len(pairs),
@@ -112,16 +130,17 @@ def run(arguments: argparse.Namespace, peers: list[Peer]) -> dict[str, Any]:
         for key, result in results.items():
             record["peers"][key]["versions"].update(result.pop("versions", {}))
         _keep(record, work)
-    _say("cold starts")
-    record["cold"] = cold_starts(
-        [peer for peer in peers if peer.cold], starter(file), 1 if arguments.smoke else _STARTS
-    )
+    if cold := [peer for peer in peers if peer.cold]:
+        _say("cold starts")
+        record["cold"] = cold_starts(cold, starter(file), 1 if arguments.smoke else _STARTS)
     _keep(record, work)
     return record
 
 
-def _environments(peers: list[Peer], folder: Path, checkpoint: Path) -> dict[str, Path | Unavailable]:
-    """Return the interpreter of each environment, or why there is none."""
+def _environments(
+    peers: list[Peer], folder: Path, convert: Callable[[Path], None]
+) -> dict[str, Path | Unavailable]:
+    """Return the interpreter of each environment, or why there is none; `convert` with those of OpenVINO."""
     pythons: dict[str, Path | Unavailable] = {PRESENT: python_of(PRESENT, folder)}
     for peer in peers:
         name = peer.environment
@@ -131,7 +150,7 @@ def _environments(peers: list[Peer], folder: Path, checkpoint: Path) -> dict[str
         try:
             pythons[name] = python = python_of(name, folder)
             if "openvino" in name:
-                make_openvino(checkpoint, python)
+                convert(python)
         except Unavailable as error:
             pythons[name] = error
     return pythons
@@ -144,11 +163,11 @@ def _check_spread(reference: list[float]) -> None:
         raise SystemExit(f"this model's scores hardly differ (by {spread:.1g}): a wrong one would not show")
 
 
-def _describe(checkpoint: Path) -> str:
+def _describe(checkpoint: Path, precision: str) -> str:
     config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
     return (
         f"A cross-encoder of {config['num_hidden_layers']} layers, {config['hidden_size']} wide, "
-        f"{config['num_attention_heads']} heads, one label, float32"
+        f"{config['num_attention_heads']} heads, one label, {precision}"
     )
 
 
@@ -163,6 +182,7 @@ def _say(text: str) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    parser.add_argument("--precision", choices=["float32", "int8"], default="float32")
     parser.add_argument("--workloads", nargs="+", choices=list(WORKLOADS), default=list(WORKLOADS))
     parser.add_argument("--peers", nargs="+", metavar="KEY", help="segue is always among them")
     parser.add_argument("--pairs", type=int, default=256, help="mixed ones; of others as many tokens")

@@ -1,7 +1,7 @@
 """sentence-transformers' CrossEncoder on each of its backends; called as the peers of `peers_engines` are.
 
 Two of them load what lies in the checkpoint folder, where their exporters would put it: onnx/model.onnx and
-openvino/openvino_model.xml, both of segue's padded export.
+openvino/openvino_model.xml, both of segue's padded export, or another `file` made of these.
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ def sentence_transformers_torch(checkpoint: Path, threads: int, order: str) -> S
     return _cross_encoder(checkpoint, threads, backend="torch")
 
 
-def sentence_transformers_onnx(checkpoint: Path, threads: int, order: str) -> Scorer:
-    """CrossEncoder on ONNX Runtime through optimum-onnx, of onnx/model.onnx in the folder."""
+def sentence_transformers_onnx(
+    checkpoint: Path, threads: int, order: str, *, file: str = "onnx/model.onnx"
+) -> Scorer:
+    """CrossEncoder on ONNX Runtime through optimum-onnx."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -31,14 +33,26 @@ def sentence_transformers_onnx(checkpoint: Path, threads: int, order: str) -> Sc
         checkpoint,
         threads,
         backend="onnx",
-        model_kwargs={"provider": "CPUExecutionProvider", "session_options": options},
+        model_kwargs={"file_name": file, "provider": "CPUExecutionProvider", "session_options": options},
     )
 
 
-def sentence_transformers_openvino(checkpoint: Path, threads: int, order: str) -> Scorer:
-    """CrossEncoder on OpenVINO through optimum-intel, of openvino/openvino_model.xml in the folder."""
-    settings = {"INFERENCE_NUM_THREADS": str(threads), "INFERENCE_PRECISION_HINT": "f32"}
-    return _cross_encoder(checkpoint, threads, backend="openvino", model_kwargs={"ov_config": settings})
+def sentence_transformers_openvino(
+    checkpoint: Path,
+    threads: int,
+    order: str,
+    *,
+    file: str = "openvino/openvino_model.xml",
+    precision: str = "f32",
+) -> Scorer:
+    """CrossEncoder on OpenVINO through optimum-intel."""
+    settings = {"INFERENCE_NUM_THREADS": str(threads), "INFERENCE_PRECISION_HINT": precision}
+    return _cross_encoder(
+        checkpoint,
+        threads,
+        backend="openvino",
+        model_kwargs={"file_name": file, "ov_config": settings},
+    )
 
 
 def _cross_encoder(checkpoint: Path, threads: int, **options: Any) -> Scorer:

@@ -4,7 +4,8 @@
 the logistic function of the model's only logit for each pair, in the order given. `order` is "sorted" (by
 tokens, longest first) or "given", where the peer's library leaves the choice. All of a call counts:
 tokenising, batching, padding, computing. No default of a library is changed but the number of threads, the
-tokens that a pair may have, and in OpenVINO the precision, float32 for all, and that throughput counts.
+tokens that a pair may have, and in OpenVINO the precision, float32 unless asked for another, and that
+throughput counts. `file` is a model that lies in the checkpoint folder.
 """
 
 from __future__ import annotations
@@ -17,11 +18,13 @@ import numpy as np
 
 __all__ = [
     "fastembed",
+    "feeds",
     "flashrank",
     "onnxruntime_padded",
     "onnxruntime_streams",
     "openvino_padded",
     "segue",
+    "tokenizer",
     "transformers_torch",
 ]
 
@@ -29,13 +32,14 @@ Pairs = list[tuple[str, str]]
 Scorer = Callable[[Pairs, int], Any]
 Feeds = Iterator[tuple[list[int], dict[str, np.ndarray]]]  # the numbers of a batch's pairs, its arrays
 _LONGEST = 512
+_FLOAT32 = "onnx/model.onnx"
 
 
-def segue(checkpoint: Path, threads: int, order: str) -> Scorer:
-    """The bundle beside the checkpoint, nothing chosen but the threads; it plans its own batches."""
+def segue(checkpoint: Path, threads: int, order: str, *, bundle: str = "packed") -> Scorer:
+    """A bundle beside the checkpoint, nothing chosen but the threads; it plans its own batches."""
     from segue import Engine
 
-    engine = Engine.load(checkpoint.parent / "packed", threads=threads, device="cpu")
+    engine = Engine.load(checkpoint.parent / bundle, threads=threads, device="cpu")
     return lambda pairs, batch: engine.score(pairs)
 
 
@@ -65,19 +69,19 @@ def transformers_torch(checkpoint: Path, threads: int, order: str) -> Scorer:
     return score
 
 
-def onnxruntime_padded(checkpoint: Path, threads: int, order: str) -> Scorer:
+def onnxruntime_padded(checkpoint: Path, threads: int, order: str, *, file: str = _FLOAT32) -> Scorer:
     """ONNX Runtime on the padded graph, tokenised by `tokenizers`; what a careful user writes by hand."""
-    session = _session(checkpoint, threads)
+    session = _session(checkpoint / file, threads)
     return _padded(
         checkpoint, order, lambda feeds: ((some, session.run(["logits"], feed)[0]) for some, feed in feeds)
     )
 
 
-def onnxruntime_streams(checkpoint: Path, threads: int, order: str) -> Scorer:
+def onnxruntime_streams(checkpoint: Path, threads: int, order: str, *, file: str = _FLOAT32) -> Scorer:
     """The same in as many threads as there are, each with a batch of its own: none waits for another."""
     from concurrent.futures import ThreadPoolExecutor
 
-    session, pool = _session(checkpoint, 1), ThreadPoolExecutor(threads)
+    session, pool = _session(checkpoint / file, 1), ThreadPoolExecutor(threads)
     return _padded(
         checkpoint,
         order,
@@ -85,7 +89,9 @@ def onnxruntime_streams(checkpoint: Path, threads: int, order: str) -> Scorer:
     )
 
 
-def openvino_padded(checkpoint: Path, threads: int, order: str) -> Scorer:
+def openvino_padded(
+    checkpoint: Path, threads: int, order: str, *, file: str = _FLOAT32, precision: str = "f32"
+) -> Scorer:
     """OpenVINO on the same file, tokenised in the same way, through its queue of requests.
 
     Compiled for throughput: a batch for each stream of threads at a time, which was faster here than all
@@ -94,12 +100,12 @@ def openvino_padded(checkpoint: Path, threads: int, order: str) -> Scorer:
     import openvino
 
     compiled = openvino.Core().compile_model(
-        checkpoint / "onnx" / "model.onnx",
+        checkpoint / file,
         "CPU",
         {
             "PERFORMANCE_HINT": "THROUGHPUT",
             "INFERENCE_NUM_THREADS": threads,
-            "INFERENCE_PRECISION_HINT": "f32",
+            "INFERENCE_PRECISION_HINT": precision,
         },
     )
     logits = compiled.output("logits")
@@ -144,13 +150,13 @@ def flashrank(checkpoint: Path, threads: int, order: str) -> Scorer:
     return score
 
 
-def fastembed(checkpoint: Path, threads: int, order: str) -> Scorer:
+def fastembed(checkpoint: Path, threads: int, order: str, *, file: str = _FLOAT32) -> Scorer:
     """fastembed's TextCrossEncoder, which takes pairs as they come; its own default are batches of 64."""
     from fastembed.common.model_description import ModelSource
     from fastembed.rerank.cross_encoder import TextCrossEncoder
 
     name = "local/cross-encoder"
-    TextCrossEncoder.add_custom_model(name, sources=ModelSource(hf=name), model_file="onnx/model.onnx")
+    TextCrossEncoder.add_custom_model(name, sources=ModelSource(hf=name), model_file=file)
     encoder = TextCrossEncoder(name, threads=threads, cuda=False, specific_model_path=str(checkpoint))
 
     def score(pairs: Pairs, batch: int) -> np.ndarray:
@@ -159,36 +165,16 @@ def fastembed(checkpoint: Path, threads: int, order: str) -> Scorer:
     return score
 
 
-def _session(checkpoint: Path, threads: int) -> Any:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    return onnxruntime.InferenceSession(
-        checkpoint / "onnx" / "model.onnx", options, providers=["CPUExecutionProvider"]
-    )
-
-
-def _padded(
-    checkpoint: Path, order: str, run: Callable[[Feeds], Iterable[tuple[list[int], np.ndarray]]]
-) -> Scorer:
-    """Score with a runtime that takes padded arrays; `run` makes logits `[B, 1]` of each, in any order."""
+def tokenizer(checkpoint: Path) -> Any:
+    """The checkpoint's own, which cuts a pair at as many tokens as the model takes."""
     import tokenizers
 
-    tokenizer = tokenizers.Tokenizer.from_file(str(checkpoint / "tokenizer.json"))
-    tokenizer.enable_truncation(_LONGEST)
-
-    def score(pairs: Pairs, batch: int) -> np.ndarray:
-        encoded = tokenizer.encode_batch(pairs)
-        logits = np.empty(len(pairs), dtype=np.float32)
-        for some, values in run(_feeds(encoded, batch, order)):
-            logits[some] = values[:, 0]
-        return _sigmoid(logits)
-
-    return score
+    made = tokenizers.Tokenizer.from_file(str(checkpoint / "tokenizer.json"))
+    made.enable_truncation(_LONGEST)
+    return made
 
 
-def _feeds(encoded: list[Any], batch: int, order: str) -> Feeds:
+def feeds(encoded: list[Any], batch: int, order: str) -> Feeds:
     """Yield padded arrays, filled row by row from what was tokenised once."""
     lengths = [len(row) for row in encoded]
     for some in _batches(lengths, batch, order):
@@ -199,6 +185,30 @@ def _feeds(encoded: list[Any], batch: int, order: str) -> Feeds:
             mask[row, : lengths[i]] = 1
             segments[row, : lengths[i]] = encoded[i].type_ids
         yield some, {"input_ids": ids, "attention_mask": mask, "token_type_ids": segments}
+
+
+def _session(model: Path, threads: int) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def _padded(
+    checkpoint: Path, order: str, run: Callable[[Feeds], Iterable[tuple[list[int], np.ndarray]]]
+) -> Scorer:
+    """Score with a runtime that takes padded arrays; `run` makes logits `[B, 1]` of each, in any order."""
+    encoder = tokenizer(checkpoint)
+
+    def score(pairs: Pairs, batch: int) -> np.ndarray:
+        encoded = encoder.encode_batch(pairs)
+        logits = np.empty(len(pairs), dtype=np.float32)
+        for some, values in run(feeds(encoded, batch, order)):
+            logits[some] = values[:, 0]
+        return _sigmoid(logits)
+
+    return score
 
 
 def _batches(lengths: list[int], batch: int, order: str) -> Iterator[list[int]]:

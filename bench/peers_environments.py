@@ -23,7 +23,7 @@ REQUIREMENTS = {
     "sentence-transformers": ("torch", "sentence-transformers>=6"),
     "sentence-transformers-onnx": ("torch", "onnxruntime", "sentence-transformers[onnx]<6"),
     "sentence-transformers-openvino": ("torch", "sentence-transformers[openvino]>=6"),
-    "openvino": ("openvino", "tokenizers", "numpy"),
+    "openvino": ("openvino", "nncf", "tokenizers", "numpy"),
     "light": ("FlashRank", "fastembed", "onnxruntime"),
     "servers": ("torch", "sentence-transformers>=6", "starlette", "uvicorn"),
     "servers-onnx": ("torch", "onnxruntime", "sentence-transformers[onnx]<6", "starlette", "uvicorn"),

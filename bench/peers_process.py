@@ -38,6 +38,7 @@ class Worker:
             "checkpoint": str(checkpoint),
             "threads": threads,
             "order": peer.order,
+            "options": dict(peer.options),
             "pairs": str(pairs),
             "packages": peer.packages,
         }
@@ -61,9 +62,18 @@ class Worker:
             self.close()
             raise
 
-    def score(self, batch: int, *, step: int = 1, count: int | None = None, scores: bool = False) -> Any:
-        """Return {"seconds", "scores"} of every `step`-th pair, up to `count` of them."""
-        return self._ask({"do": "score", "batch": batch, "step": step, "count": count, "scores": scores})
+    def score(
+        self,
+        batch: int,
+        *,
+        step: int = 1,
+        count: int | None = None,
+        scores: bool = False,
+        alone: bool = False,
+    ) -> Any:
+        """Return {"seconds", "scores"} of every `step`-th pair, up to `count`; `alone`: a call for each."""
+        some = {"batch": batch, "step": step, "count": count, "alone": alone}
+        return self._ask({"do": "score", "scores": scores, **some})
 
     def state(self) -> dict[str, Any]:
         """Return {"peak": bytes of RAM at the most, "versions": of its packages}."""

@@ -9,6 +9,17 @@ from typing import Any
 
 __all__ = ["draw", "markdown", "pairs_per_second", "ratio"]
 
+_DIFFERENCES = {  # columns, in what a record calls them, and their format
+    "float32": ({"differs from PyTorch by": "difference"}, ".0e"),
+    "int8": (
+        {
+            "differs from PyTorch in the mean by": "mean_difference",
+            "at the most by": "difference",
+            "a pair alone differs by up to": "alone",
+        },
+        ".1e",
+    ),
+}
 _OWN, _OTHER = "#c8502d", "#8a97a6"
 
 
@@ -17,10 +28,12 @@ def markdown(record: dict[str, Any], results: Path) -> str:
     `results` what `bench/gpu.py` wrote there."""
     parts = [_heading(record)]
     for name, workload in record["workloads"].items():
-        parts.append(_table(name, workload, record["peers"]))
+        parts.append(_table(name, workload, record["peers"], record["precision"]))
     if record["cold"]:
         parts.append(_cold(record["cold"], record["peers"]))
-    parts += [_gpu(results), _versions(record)]
+    if record["precision"] == "float32":
+        parts.append(_gpu(results))
+    parts.append(_versions(record))
     return "\n\n".join(parts) + "\n"
 
 
@@ -73,42 +86,58 @@ def draw(record: dict[str, Any], path: Path) -> None:
 
 
 def _heading(record: dict[str, Any]) -> str:
-    machine = record["machine"]
-    return (
-        f"# segue and its peers on {record['threads']} cores\n\n"
+    machine, int8 = record["machine"], record["precision"] == "int8"
+    checked = "compared with" if int8 else "found equal to"
+    parts = [
+        f"# segue and its peers{' in int8' if int8 else ''} on {record['threads']} cores",
         f"{machine['cpu']}, {record['threads']} threads each, {machine['os']}. {record['model']}. "
-        f"`{record['command']}`, {record['date']}.\n\n"
+        f"`{record['command']}`, {record['date']}.",
         "Text to scores, all of it counted but the loading. Equal pairs for all, one run, turn by turn; each "
-        "at the batch size that was fastest on every second pair, after its scores were found equal to "
+        f"at the batch size that was fastest on every second pair, after its scores were {checked} "
         "PyTorch's. pairs/s: median of the rounds. The ratio is the median of each round's. Memory: the peak "
-        "of the process that scored."
-    )
+        "of the process that scored.",
+    ]
+    if int8:
+        parts[1:1] = [
+            "Engines that score with weights of 8 bits, each quantised by its own tool:",
+            "\n".join(f"- {name}: {how}" for name, how in record["quantised"].items()),
+        ]
+        parts.append(
+            "Differences are of a probability: from PyTorch in float32, one pair at a time; and of a pair in "
+            "a call of its own from the same pair in the batches that were timed (of one pair, they show no "
+            "difference), over every second pair."
+        )
+    return "\n\n".join(parts)
 
 
-def _table(name: str, workload: dict[str, Any], peers: dict[str, Any]) -> str:
+def _table(name: str, workload: dict[str, Any], peers: dict[str, Any], precision: str) -> str:
+    columns, digits = _DIFFERENCES[precision]
     own = workload["results"].get("segue", {})
     lines = [
         f"## {name}: {workload['describes']}",
         "",
         f"{workload['pairs']} pairs, {workload['tokens']} tokens; {workload['rounds']} rounds.",
         "",
-        "| peer | batch | pairs/s | seconds, times segue's | peak memory, MB | differs from PyTorch by |",
-        "|---|---|---|---|---|---|",
+        f"| peer | batch | pairs/s | seconds, times segue's | peak memory, MB | {' | '.join(columns)} |",
+        "|---|---|---|---|---|" + "---|" * len(columns),
     ]
     timed = {key: result for key, result in workload["results"].items() if "seconds" in result}
     for key, result in sorted(timed.items(), key=lambda item: statistics.median(item[1]["seconds"])):
         times = f"{ratio(result, own):.2f}" if "seconds" in own else "-"
         memory = "-" if result["peak"] is None else f"{result['peak'] / 1e6:.0f}"
         title = peers[key]["name"]
+        differences = " | ".join(f"{result[column]:{digits}}" for column in columns.values())
         lines.append(
             f"| {f'**{title}**' if key == 'segue' else title} | {result['batch'] or 'its own'} "
             f"| {pairs_per_second(result, workload['pairs']):.1f} | {times} | {memory} "
-            f"| {result['difference']:.0e} |"
+            f"| {differences} |"
         )
     for key, result in workload["results"].items():
         if "seconds" not in result:
             reason = f"absent: {result['absent']}" if "absent" in result else f"refused: {result['refused']}"
-            lines.append(f"| {peers[key]['name']} | - | - | - | - | {_cell(reason)} |")
+            lines.append(
+                f"| {peers[key]['name']} | - | - | - | - | {_cell(reason)} |{' - |' * (len(columns) - 1)}"
+            )
     busy = [f"{peers[key]['name']} ({r['idle']:.0%})" for key, r in timed.items() if r["idle"] > 0.02]
     if busy:
         lines += ["", f"Kept a core busy while others were timed: {', '.join(busy)}."]

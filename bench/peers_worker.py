@@ -1,7 +1,7 @@
 """The process in which one peer works, in that peer's environment: `peers_process` starts it with a JSON job.
 
     python peers_worker.py '{"module": FILE, "function": NAME, "checkpoint": FOLDER, "threads": 2,
-                             "order": "sorted", "pairs": FILE, "packages": [NAME, ...]}'
+                             "order": "sorted", "options": {}, "pairs": FILE, "packages": [NAME, ...]}'
 
 Loads the peer and writes a JSON line; then, for each JSON line it reads, scores and writes another; ends
 when its input does. What libraries print goes to stderr. Before the peer, the standard library is enough.
@@ -33,7 +33,7 @@ def main() -> None:
     from pathlib import Path
 
     score = getattr(_load(job["module"]), job["function"])(
-        Path(job["checkpoint"]), job["threads"], job["order"]
+        Path(job["checkpoint"]), job["threads"], job["order"], **job["options"]
     )
     _answer(answers, load=time.perf_counter() - started)
     for line in sys.stdin:
@@ -41,7 +41,10 @@ def main() -> None:
         if request["do"] == "score":
             some = pairs[:: request["step"]][: request["count"]]
             started = time.perf_counter()
-            found = score(some, request["batch"])
+            if request["alone"]:
+                found = [score([pair], request["batch"])[0] for pair in some]
+            else:
+                found = score(some, request["batch"])
             seconds = time.perf_counter() - started
             scores = [float(value) for value in found] if request["scores"] else None
             _answer(answers, seconds=seconds, scores=scores)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import json
 import sys
 from collections.abc import Iterator
@@ -20,6 +21,8 @@ MODULES = (
     "peers_cross_encoder",
     "peers_engines",
     "peers_environments",
+    "peers_int8",
+    "peers_int8_model",
     "peers_list",
     "peers_measure",
     "peers_model",
@@ -55,6 +58,12 @@ def asleep(checkpoint, threads, order):
     import time
     return lambda pairs, batch: time.sleep(0.5) or [0.5] * len(pairs)
 
+def by_company(checkpoint, threads, order):
+    return lambda pairs, batch: [0.5 + 0.01 * len(pairs)] * len(pairs)
+
+def told(checkpoint, threads, order, *, value):
+    return lambda pairs, batch: [float(value)] * len(pairs)
+
 def likes_eight(checkpoint, threads, order):
     import time
     return lambda pairs, batch: time.sleep(0.01 * abs(batch - 8)) or [0.5] * len(pairs)
@@ -74,12 +83,23 @@ def bench() -> Iterator[SimpleNamespace]:
 @pytest.fixture(scope="module")
 def smoke(bench: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     """What `--smoke --write` leaves behind."""
-    folder = tmp_path_factory.mktemp("peers")
+    return smoked(bench, tmp_path_factory.mktemp("peers"), "float32", "peers-1-cores.json")
+
+
+@pytest.fixture(scope="module")
+def int8(bench: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """The same with `--precision int8`."""
+    return smoked(bench, tmp_path_factory.mktemp("int8"), "int8", "peers-int8-1-cores.json")
+
+
+def smoked(bench: SimpleNamespace, folder: Path, precision: str, name: str) -> SimpleNamespace:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bench.peers, "_RESULTS", folder)
-        options = "--smoke --write --workloads mixed --pairs 12 --rounds 2 --threads 1 --work"
-        bench.peers.main([*options.split(), str(folder / "work")])
-    return SimpleNamespace(folder=folder, record=json.loads((folder / "peers-1-cores.json").read_text()))
+        options = (
+            f"--precision {precision} --smoke --write --workloads mixed --pairs 12 --rounds 2 --threads 1"
+        )
+        bench.peers.main([*options.split(), "--work", str(folder / "work")])
+    return SimpleNamespace(folder=folder, record=json.loads((folder / name).read_text()))
 
 
 @pytest.fixture
@@ -143,6 +163,38 @@ def test_scores_are_compared_before_anything_is_timed(
     assert found is None if says is None else says in found
 
 
+@pytest.mark.parametrize(
+    ("scores", "says"),
+    [
+        ([0.2, 0.2, 0.2], None),
+        ([0.1, 0.2, 0.9], None),
+        ([0.9, 0.9, 0.3], "by 0.5 in the mean"),
+        ([0.1, float("nan"), 0.3], "nan"),
+        ([0.1, float("inf"), 0.3], "inf"),
+        ([0.1, 0.2], "2 scores for 3 pairs"),
+    ],
+)
+def test_of_rounded_scores_a_gross_failure_alone_is_refused(
+    bench: SimpleNamespace, scores: list[float], says: str | None
+):
+    found = bench.peers_measure.check(scores, [0.1, 0.2, 0.3], exact=False)
+    assert found is None if says is None else says in found
+
+
+def test_rounding_is_measured_and_so_is_what_a_batch_does_to_a_score(bench: SimpleNamespace, start: Any):
+    rounded = faulty(bench, "by_company", exact=False)
+    other = replace(faulty(bench, "told"), options={"value": "0.9"})
+    peers = [rounded, replace(other, key="exact"), replace(other, key="gross", exact=False)]
+    results = bench.peers_measure.run_workload(peers, start, [0.5, 0.5, 0.52], 1, alone=True)
+    assert results["by_company"]["alone"] == pytest.approx(0.02)
+    assert results["by_company"]["mean_difference"] == pytest.approx(0.07 / 3)
+    assert results["by_company"]["difference"] == pytest.approx(0.03)
+    assert "by up to 0.4" in results["exact"]["refused"]
+    assert "by 0.39 in the mean" in results["gross"]["refused"]
+    alike = bench.peers_measure.run_workload([rounded], start, [0.5, 0.5, 0.52], 1)
+    assert "alone" not in alike["by_company"]
+
+
 def test_a_peer_that_is_wrong_or_cannot_be_had_is_named_with_the_reason(bench: SimpleNamespace, start: Any):
     names = ("constant", "not_a_number", "missing", "dying", "asleep")
     peers = [faulty(bench, name) for name in names]
@@ -182,14 +234,53 @@ def test_a_worker_that_is_busy_while_others_work_is_noticed(bench: SimpleNamespa
 
 
 def test_segue_is_always_compared_and_unknown_peers_are_refused(bench: SimpleNamespace):
-    assert [peer.key for peer in bench.peers_list.chosen(["ort"])] == ["segue", "ort"]
-    assert len(bench.peers_list.chosen(None)) == len(bench.peers_list.PEERS)
+    chosen, peers, int8 = bench.peers_list.chosen, bench.peers_list.PEERS, bench.peers_int8.INT8
+    for every in (peers, int8):
+        assert [peer.key for peer in chosen(["ort"], every)] == ["segue", "ort"]
+        assert len({peer.key for peer in chosen(None, every)}) == len(every)
     with pytest.raises(ValueError, match="no nobody; there are segue, "):
-        bench.peers_list.chosen(["nobody"])
-    for peer in bench.peers_list.PEERS:
+        chosen(["nobody"], peers)
+    with pytest.raises(ValueError, match="no flashrank; there are segue, segue-float32, "):
+        chosen(["flashrank"], int8)
+    for peer in (*peers, *int8):
         assert callable(getattr(getattr(bench, peer.module.stem), peer.function))
         known = (bench.peers_list.PRESENT, *bench.peers_environments.REQUIREMENTS)
         assert peer.environment in known
+
+
+def test_what_is_compared_in_int8_differs_from_the_others_in_its_model_alone(bench: SimpleNamespace):
+    peers = {peer.key: peer for peer in bench.peers_int8.INT8}
+    assert {key for key, peer in peers.items() if peer.exact} == {"segue-float32"}
+    assert not any(peer.cold for peer in peers.values())
+    files = {bench.peers_int8.ONNX_INT8, bench.peers_int8.OPENVINO_INT8, bench.peers_int8.SEGUE_INT8}
+    unlike = {key for key, peer in peers.items() if not files & set(peer.options.values())}
+    assert unlike == {"segue-float32", "openvino-bf16"}
+    for peer in peers.values():
+        function = inspect.signature(getattr(getattr(bench, peer.module.stem), peer.function))
+        function.bind(Path(), 1, peer.order, **peer.options)
+    model = bench.peers_int8_model
+    timed = bench.workloads.make_pairs("mixed", 256)
+    other = bench.workloads.make_pairs("mixed", model._CALIBRATION, seed=model._SEED)
+    assert set(timed).isdisjoint(other)
+
+
+def test_an_int8_run_shows_what_rounding_and_a_batch_do_to_scores(int8: SimpleNamespace):
+    results = int8.record["workloads"]["mixed"]["results"]
+    assert list(results) == ["segue", "segue-float32", "ort"]
+    assert results["segue-float32"]["difference"] < 1e-4 < results["segue"]["difference"]
+    assert results["segue"]["mean_difference"] < results["segue"]["difference"]
+    assert results["segue"]["alone"] < results["ort"]["alone"], "it rounds a batch as a whole"
+    assert not int8.record["cold"]
+    text = (int8.folder / "peers-int8-1-cores.md").read_text()
+    heading = text.partition("##")[0]
+    assert heading.startswith("# segue and its peers in int8 on 1 cores\n")
+    assert "quantize_dynamic(weight_type=QInt8" in heading
+    assert "nncf.quantize(" in heading
+    assert "in the mean by | at the most by | a pair alone differs by up to |\n" in text
+    assert f"| {results['ort']['difference']:.1e} | {results['ort']['alone']:.1e} |\n" in text
+    assert "Cold start" not in text
+    assert "On a GPU" not in text
+    assert not list(int8.folder.glob("*.png"))
 
 
 def test_the_report_is_made_of_the_record(bench: SimpleNamespace, smoke: SimpleNamespace, tmp_path: Path):

@@ -1,0 +1,38 @@
+"""Quantise the padded graph with NNCF, for OpenVINO; run in an environment that has both.
+
+    python peers_nncf.py CHECKPOINT PAIRS OUT
+
+PAIRS is JSON, [[first, second], ...]: their activations give the ranges. One at a time, so that no padding is
+among them.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from peers_engines import feeds, tokenizer
+
+__all__ = ["main"]
+
+
+def main() -> None:
+    """Read, quantise, write."""
+    import nncf
+    import openvino
+
+    checkpoint, pairs, out = (Path(name) for name in sys.argv[1:])
+    texts = [tuple(pair) for pair in json.loads(pairs.read_text(encoding="utf-8"))]
+    rows = [feed for _, feed in feeds(tokenizer(checkpoint).encode_batch(texts), 1, "given")]
+    quantised = nncf.quantize(
+        openvino.Core().read_model(checkpoint / "onnx" / "model.onnx"),
+        nncf.Dataset(rows),
+        model_type=nncf.ModelType.TRANSFORMER,
+        subset_size=len(rows),
+    )
+    openvino.save_model(quantised, out, compress_to_fp16=False)
+
+
+if __name__ == "__main__":
+    main()
