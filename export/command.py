@@ -12,7 +12,11 @@ __all__ = ["add_arguments", "run"]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what `segue export` takes to its parser."""
-    parser.add_argument("checkpoint", type=Path, help="Hugging Face folder of a BERT with a pair classifier")
+    parser.add_argument(
+        "checkpoint",
+        type=Path,
+        help="Hugging Face folder of a BERT with a pair classifier; or a bundle, for another form of it",
+    )
     parser.add_argument(
         "out", type=Path, help="the bundle to write: a folder that does not exist, or is empty"
     )
