@@ -26,6 +26,7 @@ __all__ = [
     "HEAD_KINDS",
     "MANIFEST",
     "MODEL",
+    "PRECISIONS",
     "TOKENIZER",
     "WEIGHTS",
     "Dimensions",
@@ -34,11 +35,13 @@ __all__ = [
     "read_bundle",
     "read_object",
     "sha256",
+    "stored_precision",
     "write_manifest",
 ]
 
 FORMAT = 1
 MODEL, WEIGHTS, TOKENIZER, MANIFEST = "model.onnx", "model.onnx.data", "tokenizer.json", "segue.json"
+PRECISIONS = ("float32", "float16", "int8")
 HEAD_KINDS = {"nsp": "softmax", "binary": "sigmoid", "multiclass": "softmax", "regression": "identity"}
 
 Record = TypeVar("Record")
@@ -107,14 +110,16 @@ class Manifest:
     dimensions: Dimensions
     layout: str  # "packed" | "padded"
     flat: bool  # True: the ONNX functions are inlined
-    precision: str  # storage of the weights: "float32" | "float16" | "int8", which is also computed in
+    precision: str  # storage of the weights, one of PRECISIONS; int8 is also computed in
     source: dict[str, str]  # architecture, name, sha256 of the weights
     versions: dict[str, str]  # of segue, torch, onnx, ... at export
     parity: dict[str, Any]  # the measured distance from PyTorch
     files: dict[str, str]  # name -> sha256
 
     def __post_init__(self) -> None:
-        """Raise BundleError where a pair cannot be as long as it says."""
+        """Raise BundleError where the precision is unknown, or no pair can be as long as it says."""
+        if self.precision not in PRECISIONS:
+            raise BundleError(f"precision: expected one of {', '.join(PRECISIONS)}, got {self.precision!r}")
         if not MIN_TOKENS <= self.max_tokens <= self.dimensions.positions:
             raise BundleError(
                 f"max_tokens: expected {MIN_TOKENS} to {self.dimensions.positions}, the positions there are, "
@@ -172,6 +177,19 @@ def _read_bundle(folder: Path) -> Manifest:
                 f"{folder / MODEL}: external data in {location!r}, which is not a file of this bundle"
             )
     return manifest
+
+
+def stored_precision(folder: Path) -> str | None:
+    """Return the precision that segue.json names, nothing else of the bundle being read or checked.
+
+    Raises:
+        BundleError: it is not readable.
+    """
+    try:
+        found = read_object(folder / MANIFEST).get("precision")
+    except OSError as error:
+        raise BundleError(f"{folder / MANIFEST}: {error.strerror}") from error
+    return found if isinstance(found, str) else None
 
 
 def read_object(path: Path) -> dict[str, Any]:

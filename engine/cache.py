@@ -32,7 +32,7 @@ def cache_folder() -> Path:
         raise _no_place("~/.cache", "there is no home folder") from error
 
 
-def exported(checkpoint: Path, precision: str = "float32") -> Path:
+def exported(source: Path, precision: str = "float32") -> Path:
     """Return the bundle, in this precision, of a checkpoint folder or of another bundle, exported now where
     this very state of it was not before.
 
@@ -46,7 +46,7 @@ def exported(checkpoint: Path, precision: str = "float32") -> Path:
     """
     folder = cache_folder()
     kind = "" if precision == "float32" else f"-{precision}"
-    bundle = folder / f"{_name(checkpoint)}{kind}-{_state(checkpoint)}"
+    bundle = folder / f"{_name(source)}{kind}-{_state(source)}"
     try:
         if (bundle / MANIFEST).is_file():
             return bundle
@@ -58,36 +58,36 @@ def exported(checkpoint: Path, precision: str = "float32") -> Path:
         from segue.export import export_checkpoint
     except ImportError as error:
         raise ExecutorUnavailable(
-            f"exporting {checkpoint} needs the package {error.name}: pip install 'segue[export]'"
+            f"exporting {source} needs the package {error.name}: pip install 'segue[export]'"
         ) from error
     try:
-        export_checkpoint(checkpoint, bundle, precision=precision)
+        export_checkpoint(source, bundle, precision=precision)
     except BundleError:
         if not (bundle / MANIFEST).is_file():  # else another exported it meanwhile: that one serves
             raise
     return bundle
 
 
-def _name(checkpoint: Path) -> str:
+def _name(source: Path) -> str:
     """Return the folder's name as far as it is text and not too long."""
     encoding = sys.getfilesystemencoding()
-    name = checkpoint.resolve().name.encode(encoding, errors="ignore")
+    name = source.resolve().name.encode(encoding, errors="ignore")
     return name[:_NAME_BYTES].decode(encoding, errors="ignore")
 
 
-def _state(checkpoint: Path) -> str:
-    state = hashlib.sha256(os.fsencode(f"{__version__} {checkpoint.resolve()}"))
+def _state(source: Path) -> str:
+    state = hashlib.sha256(os.fsencode(f"{__version__} {source.resolve()}"))
     try:
-        for path in sorted(path for path in checkpoint.iterdir() if path.is_file()):
+        for path in sorted(path for path in source.iterdir() if path.is_file()):
             status = path.stat()
             state.update(os.fsencode(f"{path.name} {status.st_size} {status.st_mtime_ns}"))
     except OSError as error:
-        raise BundleError(f"{checkpoint}: {error.strerror}") from error
+        raise BundleError(f"{source}: {error.strerror}") from error
     return state.hexdigest()[:16]
 
 
 def _no_place(folder: Path | str, reason: str | None) -> SegueError:
     return SegueError(
-        f"{folder}: no place for exported checkpoints ({reason}): "
+        f"{folder}: no place for exported models ({reason}): "
         "the environment variable SEGUE_CACHE may name another folder"
     )

@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segue.batching import pack, plan, plan_stepwise
-from segue.bundle import MANIFEST, Manifest, read_bundle
+from segue.bundle import MANIFEST, Manifest, read_bundle, stored_precision
 from segue.checks import positive_whole
 from segue.encoded import Encoded, Ints
 from segue.errors import BundleError, InputError, SegueError
-from segue.executors import Executor, execute, open_executor
+from segue.executors import Executor, check_choice, execute, open_executor
 from segue.head import check_output, positive_column, ranked, scores
 from segue.report import Explanation, Info
 from segue.text import PairEncoder, check_iterable, check_unicode
@@ -77,9 +77,9 @@ class Engine:
                 which needs the extra `export`.
             device: "auto", "cpu", "cuda" or "cuda:N". "auto" takes a GPU where one works.
             executor: "auto", "onnxruntime" or "triton".
-            precision: of the arithmetic: "float32", "float16", "bfloat16"; None: the executor's best. "int8"
-                takes a bundle that is stored so, or exports one from `path` and caches it, as of a
-                checkpoint; half the time on a CPU, and scores that differ by some hundredths.
+            precision: of the arithmetic: "float32", "float16", "bfloat16"; None: the executor's best. "int8",
+                on a CPU, takes a bundle that is stored so, or exports `path` so and caches it, as it does
+                a checkpoint: half the time, and scores that differ by hundredths.
             batch_invariant: keep a pair's score the same in any batch: to the bit under triton, to 2e-6 on a
                 CPU, where it always is. False lets triton take a matrix library that is faster and does not.
             threads: on the CPU; None: as many as affinity and control group grant.
@@ -87,7 +87,8 @@ class Engine:
 
         Raises:
             InputError: an option has no such value.
-            BundleError: the folder is no bundle or checkpoint that this version runs exactly.
+            BundleError: the folder is no bundle or checkpoint that this version runs exactly, or int8 would
+                change its scores too much.
             ExecutorUnavailable: what was asked for by name cannot be had here.
         """
         arguments = {
@@ -102,13 +103,9 @@ class Engine:
             raise InputError(f"batch_invariant: expected True or False, got {batch_invariant!r}")
         threads = positive_whole("threads", threads, available_threads(), most=_MOST_THREADS)
         batch_tokens = positive_whole("max_batch_tokens", max_batch_tokens, 0, most=_MOST_TOKENS) or None
-        bundle = _bundle_folder(path, "int8" if precision == "int8" else "float32")
+        check_choice(executor, device, precision)
+        bundle = _bundle_folder(path, precision)
         manifest = read_bundle(bundle)
-        if precision == "int8" and manifest.precision != "int8":
-            from segue.cache import exported
-
-            bundle = exported(bundle, "int8")
-            manifest = read_bundle(bundle)
         if manifest.layout != "packed":
             raise BundleError(
                 f"{bundle}: the {manifest.layout} layout is for other runtimes; segue runs --layout packed"
@@ -387,23 +384,24 @@ def _counted(steps: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
             yield done, count
 
 
-def _bundle_folder(path: str | os.PathLike[str] | None, precision: str) -> Path:
-    """The bundle in `path`, or that of the checkpoint there, exported in this precision."""
+def _bundle_folder(path: str | os.PathLike[str] | None, precision: str | None) -> Path:
+    """The bundle in `path`, or one exported of what is there: a checkpoint, or a bundle asked for in int8."""
     if not isinstance(path, str | os.PathLike | None):
         raise InputError(f"path: expected a folder's name or None, got {path!r}")
     folder = DEFAULT_MODEL if path is None else Path(path)
     try:
-        if (folder / MANIFEST).is_file():
+        bundle = (folder / MANIFEST).is_file()
+        if bundle and (precision != "int8" or stored_precision(folder) == "int8"):
             return folder.resolve()
         if not folder.is_dir():
             raise BundleError(f"{folder}: no such folder")
         checkpoint = (folder / "config.json").is_file()
     except OSError as error:  # a name that is too long, a folder that may not be entered
         raise BundleError(f"{folder}: {error.strerror}") from error
-    if checkpoint:
+    if bundle or checkpoint:
         from segue.cache import exported
 
-        return exported(folder, precision)
+        return exported(folder, "int8" if precision == "int8" else "float32")
     raise BundleError(f"{folder}: neither a bundle ({MANIFEST}) nor a Hugging Face checkpoint (config.json)")
 
 

@@ -46,7 +46,8 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N; default: auto")
     group.add_argument("--executor", default="auto", help="auto, onnxruntime or triton; default: auto")
     group.add_argument(
-        "--precision", help="of the arithmetic: float32, float16, bfloat16; int8 for a bundle that is"
+        "--precision",
+        help="of the arithmetic: float32, float16, bfloat16; or int8, on a CPU, exported so if need be",
     )
     group.add_argument("--threads", type=count, metavar="N", help="default: as many as this process may use")
     group.add_argument("--max-batch-tokens", type=count, metavar="N", help="tokens computed at once")

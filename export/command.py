@@ -72,8 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
         f"{distance}\n"
     )
     if manifest.precision == "int8":
-        say(
-            f"int8 moves a probability by {parity['rounding_mean_probability_difference']:.1e} in the mean, "
-            f"by {parity['rounding_max_probability_difference']:.1e} at most\n"
-        )
+        moved = "a score (relative)" if head.kind == "regression" else "a probability"
+        mean, most = (parity[f"rounding_{kind}_probability_difference"] for kind in ("mean", "max"))
+        say(f"int8 moves {moved} by {mean:.1e} in the mean of these pairs, by {most:.1e} at most\n")
     return 0

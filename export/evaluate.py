@@ -115,6 +115,10 @@ def evaluate(
         options["max_tokens"] = _packed_tokens(max_tokens, info.max_tokens)
         checkpoint = Path(model) if model and not (Path(model) / MANIFEST).is_file() else None
         torch_side, has_words = _torch_side(checkpoint, options)
+        if reference and model and info.stored == "int8" and Path(info.path) == Path(model).resolve():
+            raise InputError(
+                f"reference: {model} holds int8 weights alone: evaluate what it came from with precision int8"
+            )
         tokenizer = Tokenizer.from_file(str(Path(info.path) / TOKENIZER))
         packing = {"max_tokens": options["max_tokens"], "seed": seed}
         with tempfile.TemporaryDirectory() as work:

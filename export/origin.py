@@ -11,15 +11,18 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
 import torch
 from tokenizers import Tokenizer
+from torch import Tensor
 
 from segue.bundle import MANIFEST, MODEL, TOKENIZER, Dimensions, Head, Manifest, read_bundle
 from segue.errors import BundleError, InputError
 from segue.export.bert import Bert
 from segue.export.checkpoint import Checkpoint, load_bert, read_checkpoint
 from segue.export.tokenizer import max_tokens, read_tokenizer
+from segue.export.verify import measure
 from segue.export.weights import weight_files, weights_sha256
 
 __all__ = ["Origin", "read_origin"]
@@ -64,34 +67,63 @@ def _bundle(folder: Path, head: str | None, positive: str | None) -> Origin:
     manifest = read_bundle(folder)
     if manifest.precision == "int8":
         raise BundleError(f"{folder}: its weights are rounded to int8: export what it came from")
+    tokenizer = _tokenizer(folder / TOKENIZER)
     stored = {} if manifest.precision == "float32" else {"through": f"a bundle in {manifest.precision}"}
     return Origin(
         head=manifest.head,
         dimensions=manifest.dimensions,
-        tokenizer=Tokenizer.from_file(str(folder / TOKENIZER)),
+        tokenizer=tokenizer,
         max_tokens=manifest.max_tokens,
         source=manifest.source | stored,
-        load=partial(_load_bundle, folder, manifest),
+        load=partial(_load_bundle, folder, manifest, tokenizer),
     )
 
 
-def _load_bundle(folder: Path, manifest: Manifest) -> Bert:
-    """Return the network of a bundle's graph, in float32."""
-    graph = ir.load(folder / MODEL).graph
-    (eps,) = {node.attributes["epsilon"].as_float() for node in graph if "epsilon" in node.attributes}
+def _tokenizer(path: Path) -> Tokenizer:
+    try:
+        return Tokenizer.from_buffer(path.read_bytes())
+    except Exception as error:  # the tokenizers package raises plain Exception
+        raise BundleError(f"{path}: not a readable tokenizer: {error}") from error
+
+
+def _load_bundle(folder: Path, manifest: Manifest, tokenizer: Tokenizer) -> Bert:
+    """Return the network of a bundle's graph, in float32, having seen that the graph computes the same."""
+    path = folder / MODEL
+    graph = ir.load(path).graph
+    found = {node.attributes["epsilon"].as_float() for node in graph if "epsilon" in node.attributes}
+    if len(found) != 1:
+        raise BundleError(f"{path}: expected one epsilon for every LayerNorm, got {sorted(found)}")
     with torch.device("meta"):
         model = Bert(
             manifest.dimensions,
             labels=len(manifest.head.labels),
             activation=manifest.head.activation,
-            eps=eps,
+            eps=found.pop(),
         )
-    stored = graph.initializers
-    if missing := [name for name in model.state_dict() if name not in stored]:
-        raise BundleError(f"{folder / MODEL}: no weight is called {missing[0]}")
-    state = {name: torch.tensor(stored[name].const_value.numpy()).float() for name in model.state_dict()}
-    model.load_state_dict(state, assign=True)
-    return model.eval()
+    model.load_state_dict(
+        {name: _weight(path, graph, name, like.shape) for name, like in model.state_dict().items()},
+        assign=True,
+    )
+    limit, layout = manifest.max_tokens, manifest.layout
+    try:
+        measure(path, model.eval(), tokenizer, max_tokens=limit, layout=layout, precision="float32")
+    except BundleError as error:
+        raise BundleError(f"{path}: not what its weights and {MANIFEST} say: {error}") from error
+    return model
+
+
+def _weight(path: Path, graph: ir.Graph, name: str, shape: torch.Size) -> Tensor:
+    """Return a weight in float32."""
+    stored = graph.initializers.get(name)
+    if stored is None:
+        raise BundleError(f"{path}: no weight is called {name}")
+    weight = stored.const_value.numpy()
+    if weight.dtype not in (np.float32, np.float16) or weight.shape != tuple(shape):
+        raise BundleError(
+            f"{path}: {name}: expected float32 or float16 {list(shape)}, "
+            f"got {weight.dtype} {list(weight.shape)}"
+        )
+    return torch.tensor(weight).float()
 
 
 def _source(checkpoint: Checkpoint) -> dict[str, str]:

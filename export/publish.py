@@ -17,7 +17,7 @@ import onnxscript
 import torch
 
 import segue
-from segue.bundle import MODEL, TOKENIZER, Manifest, sha256, write_manifest
+from segue.bundle import MODEL, PRECISIONS, TOKENIZER, Manifest, sha256, write_manifest
 from segue.errors import BundleError, InputError
 from segue.export.graph import packed_graph, save_graph, store_float16
 from segue.export.origin import read_origin
@@ -65,8 +65,8 @@ def export_checkpoint(
         InputError: an option is none of the above, or does not fit the checkpoint.
     """
     checkpoint, out = Path(checkpoint), _resolved(Path(out))
-    if precision not in ("float32", "float16", "int8"):
-        raise InputError(f"precision: expected float32, float16 or int8, got {precision!r}")
+    if precision not in PRECISIONS:
+        raise InputError(f"precision: expected one of {', '.join(PRECISIONS)}, got {precision!r}")
     if layout not in ("packed", "padded"):
         raise InputError(f"layout: expected packed or padded, got {layout!r}")
     if precision == "int8" and layout == "padded":

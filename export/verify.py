@@ -18,6 +18,7 @@ from tokenizers import Tokenizer
 
 from segue.batching import PackedBatch
 from segue.errors import BundleError
+from segue.executors.overflow import EXACT_INT8, overflows
 from segue.export.bert import Bert
 from segue.export.sentences import SENTENCES
 
@@ -64,7 +65,7 @@ def measure(
     """
     regression = model.activation == "identity"
     batches = sample(tokenizer, max_tokens)
-    found = _run_onnx(path, batches, layout)
+    found = _run_onnx(path, batches, layout, exact_int8=quantized is not None and overflows())
     expected = _run_pytorch(model, batches)
     parity: dict[str, Any] = {
         "against": f"PyTorch {torch.__version__}, the eager ops of segue",
@@ -73,19 +74,20 @@ def measure(
         "longest": max_tokens,
     }
     if precision == "float32":
-        return parity | _checked("", differences(found, expected, regression=regression))
+        return parity | _checked("", differences(found, expected, regression=regression), regression)
     rounding = differences(found, expected, regression=regression)
     if quantized is None:
         for parameter in model.parameters():
             parameter.data = parameter.data.half().float()
     exact = differences(found, _run_pytorch(quantized or model, batches), regression=regression)
     if quantized is None:
-        return parity | _checked("", exact) | dict(zip(_names("rounding_"), rounding, strict=True))
-    limits = INT8_PROBABILITY_LIMIT, INT8_LOGIT_LIMIT
-    parity |= _checked("", exact, *limits) | _checked("rounding_", rounding, *limits)
-    scores = 0 if regression else 1  # in `Arrays`
-    parity["rounding_mean_probability_difference"] = float(np.abs(found[scores] - expected[scores]).mean())
-    return parity
+        parity |= _checked("", exact, regression)
+        return parity | dict(zip(_names("rounding_"), rounding, strict=True))
+    limits = INT8_LOGIT_LIMIT if regression else INT8_PROBABILITY_LIMIT, INT8_LOGIT_LIMIT
+    for prefix, distance in (("", exact), ("rounding_", rounding)):
+        parity |= _checked(prefix, distance, regression, *limits)
+    mean = float(_distances(found, expected, regression=regression)[0].mean())
+    return parity | {"rounding_mean_probability_difference": mean}
 
 
 def pair_lengths(longest: int) -> list[int]:
@@ -114,9 +116,15 @@ def sample(tokenizer: Tokenizer, longest: int) -> list[Batch]:
 
 def differences(found: Arrays, expected: Arrays, *, regression: bool = False) -> tuple[float, float]:
     """Return the largest difference of a probability, and of a logit relative to the pair's largest or 1."""
+    probability, logit = _distances(found, expected, regression=regression)
+    return float(probability.max()), float(logit.max())
+
+
+def _distances(found: Arrays, expected: Arrays, *, regression: bool) -> Arrays:
+    """Return each difference: of probabilities, which a regression has none of, and relative, of logits."""
     scale = np.maximum(np.abs(expected[0]).max(axis=1, keepdims=True), 1)
-    logit = float((np.abs(found[0] - expected[0]) / scale).max())
-    return logit if regression else float(np.abs(found[1] - expected[1]).max()), logit
+    logits = np.abs(found[0] - expected[0]) / scale
+    return logits if regression else np.abs(found[1] - expected[1]), logits
 
 
 def _names(prefix: str) -> tuple[str, str]:
@@ -126,6 +134,7 @@ def _names(prefix: str) -> tuple[str, str]:
 def _checked(
     prefix: str,
     found: tuple[float, float],
+    regression: bool,
     probability_limit: float = PROBABILITY_LIMIT,
     logit_limit: float = LOGIT_LIMIT,
 ) -> dict[str, float]:
@@ -134,9 +143,10 @@ def _checked(
         what = (
             "rounding to int8 takes the scores too far from" if prefix else "the exported graph differs from"
         )
+        scores = "scores (relative)" if regression else "probabilities"
         raise BundleError(
-            f"{what} PyTorch: probabilities by {found[0]:.2e} (limit {probability_limit:.0e}), "
-            f"logits by {found[1]:.2e} (limit {logit_limit:.0e}, relative)"
+            f"{what} PyTorch: {scores} by {found[0]:.2e} (limit {probability_limit:g}), "
+            f"logits by {found[1]:.2e} (limit {logit_limit:g}, relative)"
         )
     return dict(zip(_names(prefix), found, strict=True))
 
@@ -160,8 +170,10 @@ def _run_pytorch(model: Bert, batches: list[Batch]) -> Arrays:
     return logits, probabilities
 
 
-def _run_onnx(path: Path, batches: list[Batch], layout: str) -> Arrays:
+def _run_onnx(path: Path, batches: list[Batch], layout: str, *, exact_int8: bool = False) -> Arrays:
     options = onnxruntime.SessionOptions()
+    if exact_int8:
+        options.add_session_config_entry(*EXACT_INT8)
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(
         os.fsencode(path).decode(), options, providers=["CPUExecutionProvider"]

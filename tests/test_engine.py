@@ -404,7 +404,7 @@ def test_a_graph_with_other_logits_than_labels_is_refused(make_bundle, tmp_path)
 def test_an_unusable_cache_is_named(make_checkpoint, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("SEGUE_CACHE", str(tmp_path / "file"))
-    with pytest.raises(SegueError, match=r"file: no place for exported checkpoints .*SEGUE_CACHE"):
+    with pytest.raises(SegueError, match=r"file: no place for exported models .*SEGUE_CACHE"):
         Engine.load(make_checkpoint())
     monkeypatch.setenv("SEGUE_CACHE", str(tmp_path / ("x" * 300)))
     with pytest.raises(SegueError, match=r"xxx: no place .*File name too long.*SEGUE_CACHE"):
@@ -426,9 +426,7 @@ def test_a_cache_that_takes_nothing_is_named(make_checkpoint, tmp_path, monkeypa
 
     monkeypatch.setenv("SEGUE_CACHE", str(tmp_path))
     monkeypatch.setattr(os, "mkdir", forbidden)
-    with pytest.raises(
-        SegueError, match=r"no place for exported checkpoints .Permission denied.: .*SEGUE_CACHE"
-    ):
+    with pytest.raises(SegueError, match=r"no place for exported models .Permission denied.: .*SEGUE_CACHE"):
         Engine.load(make_checkpoint())
 
 

@@ -251,7 +251,7 @@ def test_a_name_that_is_not_utf8_is_stored_as_far_as_it_is(
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"precision": "int4"}, "precision: expected float32, float16 or int8, got 'int4'"),
+        ({"precision": "int4"}, "precision: expected one of float32, float16, int8, got 'int4'"),
         ({"layout": "ragged"}, "layout: expected packed or padded, got 'ragged'"),
         ({"head": "binary"}, "head: expected 'regression' or nothing"),
         ({"positive": "NotNext"}, "positive: BertForNextSentencePrediction"),

@@ -19,7 +19,7 @@ from segue.bundle import Dimensions
 from segue.encoded import Encoded, Ints
 from segue.errors import BundleError, ExecutorUnavailable, InputError, SegueError
 
-__all__ = ["EXECUTORS", "Executor", "driver_loads", "execute", "open_executor"]
+__all__ = ["EXECUTORS", "Executor", "check_choice", "driver_loads", "execute", "open_executor"]
 
 EXECUTORS = ("auto", "onnxruntime", "triton")
 
@@ -74,14 +74,8 @@ def open_executor(
         BundleError: the graph is none that the executor runs.
         ExecutorUnavailable: what was asked for by name cannot be had here.
     """
-    if executor not in EXECUTORS:
-        raise InputError(f"executor: expected one of {', '.join(EXECUTORS)}, got {executor!r}")
-    if not isinstance(device, str) or not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
-        raise InputError(f"device: expected auto, cpu, cuda or cuda:N, got {device!r}")
-    if precision not in (None, "float32", "float16", "bfloat16", "int8"):
-        raise InputError(f"precision: expected float32, float16, bfloat16, int8 or None, got {precision!r}")
+    check_choice(executor, device, precision, stored)
     if stored == "int8":
-        _check_int8(precision, executor, device)
         executor, device = "onnxruntime", "cpu"
     if executor == "triton" or (executor == "auto" and device != "cpu" and _triton_works(device)):
         try:
@@ -118,17 +112,30 @@ def open_executor(
     )
 
 
-def _check_int8(precision: str | None, executor: str, device: str) -> None:
-    """Refuse what was asked for by name and is not what weights in int8 are for."""
+def check_choice(executor: str, device: str, precision: str | None, stored: str | None = None) -> None:
+    """Refuse names that are unknown, or do not go together; `stored` as in `open_executor`, if that is known.
+
+    Raises:
+        InputError: a name is unknown.
+        ExecutorUnavailable: int8 is asked for, or stored, and something that it is not computed by.
+    """
+    if executor not in EXECUTORS:
+        raise InputError(f"executor: expected one of {', '.join(EXECUTORS)}, got {executor!r}")
+    if not isinstance(device, str) or not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
+        raise InputError(f"device: expected auto, cpu, cuda or cuda:N, got {device!r}")
+    if precision not in (None, "float32", "float16", "bfloat16", "int8"):
+        raise InputError(f"precision: expected float32, float16, bfloat16, int8 or None, got {precision!r}")
+    if "int8" not in (precision, stored):
+        return
     for name, value, fits in (
         ("precision", precision, precision in (None, "int8")),
         ("executor", executor, executor != "triton"),
         ("device", device, not device.startswith("cuda")),
     ):
         if not fits:
+            what = "the weights of this bundle are int8" if stored == "int8" else "int8 is asked for"
             raise ExecutorUnavailable(
-                f"{name}={value!r}: the weights of this bundle are int8, which a CPU computes with as they "
-                "are; one in float32 or float16 runs otherwise, and on a GPU"
+                f"{name}={value!r}: {what}, which is computed with as it is, on a CPU, by onnxruntime"
             )
 
 

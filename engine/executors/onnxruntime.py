@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from segue.batching import INPUTS, PackedBatch
 from segue.errors import BundleError, ExecutorUnavailable, SegueError
 from segue.executors import driver_loads
-from segue.executors.overflow import overflows
+from segue.executors.overflow import EXACT_INT8, overflows
 
 if TYPE_CHECKING:
     from concurrent.futures import Future, ThreadPoolExecutor
@@ -235,7 +235,7 @@ def _session(model: Path, providers: list[Any], threads: int, *, exact_int8: boo
     # which planning bounds. A memory pattern would be kept for every shape ever seen.
     options.enable_mem_pattern = False
     if exact_int8:
-        options.add_session_config_entry("session.x64quantprecision", "1")
+        options.add_session_config_entry(*EXACT_INT8)
     options.log_severity_level = 3  # errors; what a warning would say is checked and raised here
     try:
         name = os.fsencode(model).decode()  # whatever Python takes the system's names for

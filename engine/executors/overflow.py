@@ -13,8 +13,9 @@ from functools import cache
 import numpy as np
 import onnxruntime
 
-__all__ = ["overflows"]
+__all__ = ["EXACT_INT8", "overflows"]
 
+EXACT_INT8 = ("session.x64quantprecision", "1")  # a session's entry for the exact mode
 _K, _N = 64, 16  # of the product: a row of x against all columns
 _UINT8, _INT8, _INT32 = 2, 3, 6  # onnx.TensorProto's numbers
 
