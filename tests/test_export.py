@@ -106,8 +106,8 @@ def test_a_mismatch_is_not_published(
     real = verify._run_onnx
     shift = 2e-5
 
-    def wrong(*arguments: Any) -> Any:
-        logits, probabilities = real(*arguments)
+    def wrong(*arguments: Any, **options: Any) -> Any:
+        logits, probabilities = real(*arguments, **options)
         return logits, probabilities + np.float32(shift)
 
     monkeypatch.setattr(verify, "_run_onnx", wrong)

@@ -11,7 +11,6 @@ from __future__ import annotations
 from functools import cache
 
 import numpy as np
-import onnxruntime
 
 __all__ = ["EXACT_INT8", "overflows"]
 
@@ -23,6 +22,8 @@ _UINT8, _INT8, _INT32 = 2, 3, 6  # onnx.TensorProto's numbers
 @cache
 def overflows() -> bool:
     """Tell whether a sum of products of uint8 and int8 comes out wrong; 2 ms, once a process."""
+    import onnxruntime
+
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(_product(), options, providers=["CPUExecutionProvider"])
