@@ -1,0 +1,111 @@
+"""The ops on weights of 8 bits: the ONNX function, run by onnxruntime and by onnx's ReferenceEvaluator, and
+the eager twin give the same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from numpy.typing import NDArray
+from onnx import helper
+from onnx.reference import ReferenceEvaluator
+
+from segue.executors import overflow
+from segue.export.functions import OPSET
+from segue.export.functions_int8 import function_protos_int8
+from segue.export.ops import DOMAIN, VERSION
+from segue.kernels import reference, reference_int8
+
+FUNCTIONS = {function.name: function for function in function_protos_int8()}
+
+
+def _model(name: str, arrays: Iterable[NDArray[Any]], attributes: dict[str, Any]) -> onnx.ModelProto:
+    function = FUNCTIONS[name]
+    weights = [helper.np_dtype_to_tensor_dtype(array.dtype) for array in arrays]
+    inputs = [
+        helper.make_tensor_value_info(n, kind, list(array.shape))
+        for n, kind, array in zip(function.input, weights, arrays, strict=True)
+    ]
+    output = helper.make_tensor_value_info("out", onnx.TensorProto.FLOAT, [None, None])
+    node = helper.make_node(name, list(function.input), ["out"], domain=DOMAIN, **attributes)
+    graph = helper.make_graph([node], name, inputs, [output])
+    opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, VERSION)]
+    model = helper.make_model(graph, functions=[function], opset_imports=opsets, ir_version=10)
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def _linear(rows: int, zero_point: int) -> list[NDArray[Any]]:
+    draw = np.random.default_rng(zero_point)
+    x = (draw.standard_normal((rows, 40)) * draw.lognormal(size=(rows, 1))).astype(np.float32)
+    x = np.maximum(x, np.float32(-0.2)) if zero_point == 32 else x
+    weight = draw.integers(-127, 128, (24, 40)).astype(np.int8)
+    return [x, weight, (draw.random(24) + 0.01).astype(np.float32), x[0, :24].copy()]
+
+
+@pytest.mark.parametrize("zero_point", [128, 32, 1, 254])
+def test_a_linear_layer_is_its_twin_to_the_bit_in_any_runtime(zero_point: int) -> None:
+    arrays = _linear(50, zero_point)
+    arrays[0][7] = 0
+    model = _model("QuantizedLinear", arrays, {"zero_point": zero_point})
+    feed = dict(zip(FUNCTIONS["QuantizedLinear"].input, arrays, strict=True))
+    expected = reference_int8.quantized_linear(*map(torch.from_numpy, arrays), zero_point).numpy()
+    options = onnxruntime.SessionOptions()
+    if overflow.overflows():
+        options.add_session_config_entry(*overflow.EXACT_INT8)
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    assert np.array_equal(session.run(None, feed)[0], expected)
+    judge = ReferenceEvaluator(model).run(None, feed)[0]  # it sums in float32
+    assert np.abs(judge - expected).max() <= 1e-5 * np.abs(expected).max()
+    assert np.array_equal(expected[7], arrays[3]), "a row of zeros gives the bias"
+
+
+@pytest.mark.parametrize("zero_point", [128, 32])
+def test_a_row_is_rounded_by_half_a_step_and_nothing_is_cut_off(zero_point: int) -> None:
+    x, weight, scale, bias = map(torch.from_numpy, _linear(200, zero_point))
+    found = reference_int8.quantized_linear(x, weight, scale, bias, zero_point).double()
+    table = weight.double() * scale.double()[:, None]
+    least, most = x.double().aminmax(dim=1)
+    step = torch.maximum(most / (255 - zero_point), -least / zero_point)
+    allowed = step[:, None] / 2 * table.abs().sum(1)
+    assert ((found - (x.double() @ table.T + bias)).abs() <= allowed * 1.001 + 1e-4).all()
+    ones = torch.eye(40, dtype=torch.int8)
+    rounded = reference_int8.quantized_linear(x, ones, torch.ones(40), torch.zeros(40), zero_point)
+    assert ((rounded - x).abs() <= step[:, None] * 0.5001).all()
+
+
+def test_a_row_gives_the_same_bits_beside_any_others() -> None:
+    x, *weights = map(torch.from_numpy, _linear(30, 128))
+    together = reference_int8.quantized_linear(x, *weights, 128)
+    alone = torch.cat([reference_int8.quantized_linear(row[None], *weights, 128) for row in x])
+    assert torch.equal(together, alone)
+
+
+def test_an_embedding_is_that_of_the_table_it_stands_for() -> None:
+    draw = np.random.default_rng(0)
+    word = draw.integers(-127, 128, (11, 8)).astype(np.int8)
+    scale, *rest = (draw.random(shape).astype(np.float32) for shape in (11, (2, 8), (7, 8), 8, 8))
+    ids = [np.array(values) for values in ([9, 0, 4, 9], [1, 0, 0, 1], [0, 6, 2, 3])]
+    arrays = [*ids, word, scale, *rest]
+    tensors = [*map(torch.from_numpy, arrays)]
+    found = reference_int8.quantized_embed(*tensors, 1e-3)
+    table = tensors[3].float() * tensors[4][:, None]
+    assert torch.equal(found, reference.embed(*tensors[:3], table, *tensors[5:], 1e-3))
+    model = _model("QuantizedEmbed", arrays, {"epsilon": 1e-3})
+    feed = dict(zip(FUNCTIONS["QuantizedEmbed"].input, arrays, strict=True))
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    for run in (session.run, ReferenceEvaluator(model).run):
+        assert np.abs(run(None, feed)[0] - found.numpy()).max() <= 2e-6
+
+
+def test_functions_are_of_standard_operators_alone() -> None:
+    assert set(FUNCTIONS) == {"QuantizedEmbed", "QuantizedLinear"}
+    for function in FUNCTIONS.values():
+        assert {node.domain for node in function.node} == {""}
