@@ -23,12 +23,31 @@ from segue.encoded import MIN_TOKENS, Encoded, Growing, Ints, Step, sizes_of, tr
 from segue.errors import BundleError, InputError
 from segue.words import Words
 
-__all__ = ["TRUNCATIONS", "PairEncoder", "check_iterable", "check_unicode", "number_pairs"]
+__all__ = [
+    "TRUNCATIONS",
+    "PairEncoder",
+    "check_iterable",
+    "check_unicode",
+    "number_pairs",
+    "open_tokenizer",
+]
 
 _FAR = 8  # characters to a token, from which on a text is looked at; English has 5
 _TOKENS = 4  # that a character may become: so many does decomposition make of one
 
 TRUNCATIONS = ("longest_first", "only_first", "only_second", "error")
+
+
+def open_tokenizer(path: Path) -> Tokenizer:
+    """Return the tokenizer that a file holds.
+
+    Raises:
+        BundleError: it cannot be read.
+    """
+    try:
+        return Tokenizer.from_buffer(path.read_bytes())
+    except Exception as error:  # the tokenizers package raises plain Exception
+        raise BundleError(f"{path}: not a readable tokenizer: {error}") from error
 
 
 class PairEncoder:
@@ -40,10 +59,7 @@ class PairEncoder:
         Raises:
             BundleError: it cannot be read, or does not make `[CLS] A [SEP] B [SEP]` of a pair.
         """
-        try:
-            self._tokenizer = Tokenizer.from_buffer(path.read_bytes())
-        except Exception as error:  # the tokenizers package raises plain Exception
-            raise BundleError(f"{path}: not a readable tokenizer: {error}") from error
+        self._tokenizer = open_tokenizer(path)
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self.max_tokens = max_tokens

@@ -24,6 +24,7 @@ from segue.export.checkpoint import Checkpoint, load_bert, read_checkpoint
 from segue.export.tokenizer import max_tokens, read_tokenizer
 from segue.export.verify import measure
 from segue.export.weights import weight_files, weights_sha256
+from segue.text import open_tokenizer
 
 __all__ = ["Origin", "read_origin"]
 
@@ -67,7 +68,7 @@ def _bundle(folder: Path, head: str | None, positive: str | None) -> Origin:
     manifest = read_bundle(folder)
     if manifest.precision == "int8":
         raise BundleError(f"{folder}: its weights are rounded to int8: export what it came from")
-    tokenizer = _tokenizer(folder / TOKENIZER)
+    tokenizer = open_tokenizer(folder / TOKENIZER)
     stored = {} if manifest.precision == "float32" else {"through": f"a bundle in {manifest.precision}"}
     return Origin(
         head=manifest.head,
@@ -77,13 +78,6 @@ def _bundle(folder: Path, head: str | None, positive: str | None) -> Origin:
         source=manifest.source | stored,
         load=partial(_load_bundle, folder, manifest, tokenizer),
     )
-
-
-def _tokenizer(path: Path) -> Tokenizer:
-    try:
-        return Tokenizer.from_buffer(path.read_bytes())
-    except Exception as error:  # the tokenizers package raises plain Exception
-        raise BundleError(f"{path}: not a readable tokenizer: {error}") from error
 
 
 def _load_bundle(folder: Path, manifest: Manifest, tokenizer: Tokenizer) -> Bert:

@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 
 from segue.bundle import read_bundle
 from segue.errors import BundleError, InputError
+from segue.executors.overflow import EXACT_INT8, overflows
 from segue.export import command, export_checkpoint, graph, publish, verify
 from segue.export.checkpoint import load_bert, read_checkpoint
 from segue.export.sentences import SENTENCES
@@ -312,7 +313,10 @@ import numpy as np, onnx, onnxruntime
 from onnx.reference import ReferenceEvaluator
 path = sys.argv[1]
 onnx.checker.check_model(path, full_check=True)
-session = onnxruntime.InferenceSession(path)
+options = onnxruntime.SessionOptions()
+if len(sys.argv) > 3:
+    options.add_session_config_entry(*sys.argv[3:])
+session = onnxruntime.InferenceSession(path, options)
 lengths = np.array([9, 4, 17])
 mask = np.arange(17) < lengths[:, None]
 ids = np.where(mask, np.arange(51).reshape(3, 17) % 40 + 5, 0)
@@ -330,8 +334,9 @@ for one, other in zip(found, judge):
     assert np.abs(one - other).max() < float(sys.argv[2]), (one, other)
 print(*found[0].ravel())
 """
+    entry = EXACT_INT8 if options.get("precision") == "int8" and overflows() else ()
     done = subprocess.run(
-        [sys.executable, "-c", code, str(make_bundle(**options) / "model.onnx"), str(limit)],
+        [sys.executable, "-c", code, str(make_bundle(**options) / "model.onnx"), str(limit), *entry],
         capture_output=True,
         text=True,
         check=False,

@@ -3,7 +3,6 @@ the eager twin give the same."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ import onnxruntime
 import pytest
 import torch
 from numpy.typing import NDArray
-from onnx import helper
+from onnx import helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from segue.executors import overflow
@@ -24,20 +23,25 @@ from segue.kernels import reference, reference_int8
 FUNCTIONS = {function.name: function for function in function_protos_int8()}
 
 
-def _model(name: str, arrays: Iterable[NDArray[Any]], attributes: dict[str, Any]) -> onnx.ModelProto:
+def _model(
+    name: str, arrays: list[NDArray[Any]], attributes: dict[str, Any]
+) -> tuple[onnx.ModelProto, dict[str, NDArray[Any]]]:
+    """A model of one op and its feed; what is int8 is a constant of it, as weights are in a bundle."""
     function = FUNCTIONS[name]
-    weights = [helper.np_dtype_to_tensor_dtype(array.dtype) for array in arrays]
+    named = dict(zip(function.input, arrays, strict=True))
+    feed = {n: array for n, array in named.items() if array.dtype != np.int8}
+    weights = [numpy_helper.from_array(array, n) for n, array in named.items() if n not in feed]
     inputs = [
-        helper.make_tensor_value_info(n, kind, list(array.shape))
-        for n, kind, array in zip(function.input, weights, arrays, strict=True)
+        helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(array.dtype), list(array.shape))
+        for n, array in feed.items()
     ]
     output = helper.make_tensor_value_info("out", onnx.TensorProto.FLOAT, [None, None])
     node = helper.make_node(name, list(function.input), ["out"], domain=DOMAIN, **attributes)
-    graph = helper.make_graph([node], name, inputs, [output])
+    graph = helper.make_graph([node], name, inputs, [output], weights)
     opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, VERSION)]
     model = helper.make_model(graph, functions=[function], opset_imports=opsets, ir_version=10)
     onnx.checker.check_model(model, full_check=True)
-    return model
+    return model, feed
 
 
 def _linear(rows: int, zero_point: int) -> list[NDArray[Any]]:
@@ -52,8 +56,7 @@ def _linear(rows: int, zero_point: int) -> list[NDArray[Any]]:
 def test_a_linear_layer_is_its_twin_to_the_bit_in_any_runtime(zero_point: int) -> None:
     arrays = _linear(50, zero_point)
     arrays[0][7] = 0
-    model = _model("QuantizedLinear", arrays, {"zero_point": zero_point})
-    feed = dict(zip(FUNCTIONS["QuantizedLinear"].input, arrays, strict=True))
+    model, feed = _model("QuantizedLinear", arrays, {"zero_point": zero_point})
     expected = reference_int8.quantized_linear(*map(torch.from_numpy, arrays), zero_point).numpy()
     options = onnxruntime.SessionOptions()
     if overflow.overflows():
@@ -98,8 +101,7 @@ def test_an_embedding_is_that_of_the_table_it_stands_for() -> None:
     found = reference_int8.quantized_embed(*tensors, 1e-3)
     table = tensors[3].float() * tensors[4][:, None]
     assert torch.equal(found, reference.embed(*tensors[:3], table, *tensors[5:], 1e-3))
-    model = _model("QuantizedEmbed", arrays, {"epsilon": 1e-3})
-    feed = dict(zip(FUNCTIONS["QuantizedEmbed"].input, arrays, strict=True))
+    model, feed = _model("QuantizedEmbed", arrays, {"epsilon": 1e-3})
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     for run in (session.run, ReferenceEvaluator(model).run):
         assert np.abs(run(None, feed)[0] - found.numpy()).max() <= 2e-6
