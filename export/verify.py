@@ -79,10 +79,10 @@ def measure(
     if quantized is None:
         for parameter in model.parameters():
             parameter.data = parameter.data.half().float()
-    exact = differences(found, _run_pytorch(quantized or model, batches), regression=regression)
-    if quantized is None:
+        exact = differences(found, _run_pytorch(model, batches), regression=regression)
         parity |= _checked("", exact, regression)
         return parity | dict(zip(_names("rounding_"), rounding, strict=True))
+    exact = differences(found, _run_pytorch(quantized, batches), regression=regression)
     limits = INT8_LOGIT_LIMIT if regression else INT8_PROBABILITY_LIMIT, INT8_LOGIT_LIMIT
     for prefix, distance in (("", exact), ("rounding_", rounding)):
         parity |= _checked(prefix, distance, regression, *limits)
