@@ -1,16 +1,29 @@
-"""segue scores sentence pairs with BERT. `from segue import Engine` is the whole public face."""
+"""segue scores sentence pairs with BERT. Its face: `Engine`, `AsyncEngine`, and the errors they raise."""
 
 import os
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from segue.errors import BundleError, ExecutorUnavailable, InputError, SegueError
+from segue.errors import BundleError, ExecutorUnavailable, InputError, Overloaded, SegueError
 
 if TYPE_CHECKING:
+    from segue.async_engine import AsyncEngine
     from segue.engine import Engine
 
-__all__ = ["BundleError", "Engine", "ExecutorUnavailable", "InputError", "SegueError", "__version__"]
+__all__ = [
+    "AsyncEngine",
+    "BundleError",
+    "Engine",
+    "ExecutorUnavailable",
+    "InputError",
+    "Overloaded",
+    "SegueError",
+    "__version__",
+]
 
 __version__ = "0.1.0"
+
+_LATER = {"Engine": "segue.engine", "AsyncEngine": "segue.async_engine"}  # and numpy with them
 
 # ONNX Runtime reports to its maker, and keeps a name of the device in the user's caches, unless it is told
 # not to before it starts. Whoever wants that sets it to 0.
@@ -18,10 +31,8 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 
 def __getattr__(name: str) -> Any:
-    """Import the engine, and numpy with it, when it is first asked for: `segue --help` needs neither."""
-    if name != "Engine":
+    """Import an engine when it is first asked for: `segue --help` needs none."""
+    if name not in _LATER:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from segue.engine import Engine
-
-    globals()[name] = Engine
-    return Engine
+    found = globals()[name] = getattr(import_module(_LATER[name]), name)
+    return found

@@ -19,13 +19,14 @@ from segue.checks import positive_whole
 from segue.encoded import Encoded, Ints
 from segue.errors import BundleError, InputError, SegueError
 from segue.executors import Executor, check_choice, execute, open_executor
-from segue.head import check_output, positive_column, ranked, scores
+from segue.head import check_output, positive_column, scores
+from segue.ranking import check_ranking, ranking
 from segue.report import Explanation, Info
-from segue.text import PairEncoder, check_iterable, check_unicode
+from segue.text import PairEncoder, check_iterable
 from segue.threads import available_threads
 from segue.windows import characters, windows
 
-__all__ = ["DEFAULT_MODEL", "Engine"]
+__all__ = ["DEFAULT_MODEL", "Engine", "warn_truncated"]
 
 DEFAULT_MODEL = Path(__file__).parent / "models" / "nsp-minilm"
 # Where attention lays pairs out as a grid, it may be this many times the tokens of a full batch, and have so
@@ -176,7 +177,7 @@ class Engine:
         check_output(output)
         encoded = self._encode(pairs, truncation, max_tokens)
         logits = self._logits(encoded, progress)
-        _warn_truncated(encoded.truncated, len(encoded.inverse))
+        warn_truncated(encoded.truncated, len(encoded.inverse))
         return scores(logits, self._manifest.head, output)
 
     def rank(
@@ -191,26 +192,14 @@ class Engine:
         Raises:
             InputError: names the document, or the option, and what is wrong with it.
         """
-        positive_column(self._manifest.head)  # a model without one is refused before anything is computed
-        if not isinstance(query, str):
-            raise InputError(f"query: expected str, got {type(query).__name__}")
-        check_unicode("query", query)
-        check_iterable("documents", documents, "str")
-        top_k = None if top_k is None else positive_whole("top_k", top_k, 1)
-        texts = list(documents)
-        for index, text in enumerate(texts):
-            if not isinstance(text, str):
-                raise InputError(f"documents[{index}]: expected str, got {type(text).__name__}")
+        texts, top_k = check_ranking(query, documents, top_k, self._manifest.head)
         try:
             encoded = self._encode([(query, text) for text in texts], "longest_first", None)
             logits = self._logits(encoded)
         except SegueError as error:
             raise error.of(f"documents[{error.index}]") from error.__cause__
-        _warn_truncated(encoded.truncated, len(encoded.inverse))
-        return [
-            {"corpus_id": place, "score": score} | ({"text": texts[place]} if return_documents else {})
-            for place, score in ranked(logits, self._manifest.head, top_k=top_k)
-        ]
+        warn_truncated(encoded.truncated, len(encoded.inverse))
+        return ranking(logits, self._manifest.head, texts, top_k, return_documents)
 
     def score_iter(
         self,
@@ -249,7 +238,7 @@ class Engine:
             logits = self._logits(encoded)[0]
         except SegueError as error:
             raise (error if error.index is None else type(error)(error.reason)) from error.__cause__
-        _warn_truncated(encoded.truncated, 1)
+        warn_truncated(encoded.truncated, 1)
         batch = pack(encoded, np.array([0]))
         return Explanation.of(batch, encoded, self._encoder, logits, self._manifest.head)
 
@@ -356,7 +345,7 @@ class Engine:
                 if error is not None:
                     raise error.at(start + len(logits))
         finally:
-            _warn_truncated(truncated, seen)
+            warn_truncated(truncated, seen)
 
     def _until_bad(
         self, pairs: list[Any], truncation: str, max_tokens: int | None
@@ -405,7 +394,8 @@ def _bundle_folder(path: str | os.PathLike[str] | None, precision: str | None) -
     raise BundleError(f"{folder}: neither a bundle ({MANIFEST}) nor a Hugging Face checkpoint (config.json)")
 
 
-def _warn_truncated(count: int, pairs: int) -> None:
+def warn_truncated(count: int, pairs: int) -> None:
+    """Log how many pairs of a call were shortened, if any were."""
     if count:
         import logging  # 7 ms that a call which truncates nothing need not pay
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Self
 
-__all__ = ["BundleError", "ExecutorUnavailable", "InputError", "SegueError"]
+__all__ = ["BundleError", "ExecutorUnavailable", "InputError", "Overloaded", "SegueError"]
 
 
 class SegueError(Exception):
@@ -33,6 +33,10 @@ class InputError(SegueError, ValueError):
 
 class BundleError(SegueError):
     """A bundle or checkpoint folder is incomplete, altered, or of a form this version cannot run exactly."""
+
+
+class Overloaded(SegueError):
+    """So many pairs are waiting already that no more are taken. The same call may succeed later."""
 
 
 class ExecutorUnavailable(SegueError, ImportError, RuntimeError):

@@ -30,6 +30,7 @@ __all__ = [
     "check_unicode",
     "number_pairs",
     "open_tokenizer",
+    "read_pairs",
 ]
 
 _FAR = 8  # characters to a token, from which on a text is looked at; English has 5
@@ -216,6 +217,16 @@ def check_iterable(name: str, value: Any, of: str) -> None:
     scalar = isinstance(value, np.ndarray) and value.ndim == 0
     if isinstance(value, (str, bytes, dict)) or not isinstance(value, Iterable) or scalar:
         raise InputError(f"{name}: expected an iterable of {of}, got {_shown(value)}")
+
+
+def read_pairs(pairs: Iterable[Any]) -> list[tuple[str, str]]:
+    """Return the pairs as tuples.
+
+    Raises:
+        InputError: `pairs` is no iterable of pairs, or one of them is not two strings.
+    """
+    check_iterable("pairs", pairs, "(str, str)")
+    return [(first, second) for first, second in (pairs if _plain(pairs) else _checked(pairs))]
 
 
 def number_pairs(pairs: Iterable[Any]) -> tuple[list[str], Ints]:

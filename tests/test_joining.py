@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from serving_tools import SECONDS, Gate, until
 
-from segue import Engine, InputError, SegueError
-from segue.serving.joining import Answer, Closed, Joiner, Overloaded
+from segue import Engine, InputError, Overloaded, SegueError
+from segue.joining import Answer, Closed, Joiner
 
 A, B = "the man went to the store", "he bought a gallon of milk"
 LONG = "a river ran past the old mill " * 100
@@ -240,7 +240,7 @@ def test_so_many_may_wait_and_no_more(engine: Engine, gate: Gate) -> None:
 def test_so_many_bytes_may_wait_and_no_more(
     joiner: Joiner, gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("segue.serving.joining._HELD", 1000)
+    monkeypatch.setattr("segue.joining._HELD", 1000)
     first = occupied(joiner, gate)
     large = joiner.ask([("山" * 300, "a" * 50)])
     with pytest.raises(Overloaded, match=r"^pairs of 950 bytes are waiting, and these would be over 1000$"):
@@ -274,12 +274,12 @@ def test_closing_ends_the_turn_and_fails_the_rest(engine: Engine, gate: Gate) ->
     closing = threading.Thread(target=joiner.close)
     closing.start()
     until(lambda: joiner._closed)
-    with pytest.raises(Closed, match="closing"):
+    with pytest.raises(Closed, match=r"^closed: no pairs"):
         joiner.ask([(A, B)])
     gate.open.set()
     closing.join(SECONDS)
     assert first.result(0).logits.shape == (1, 2)
-    with pytest.raises(Closed, match="closing"):
+    with pytest.raises(Closed, match=r"^closed: no pairs"):
         later.result(0)
     joiner.close()  # a second time does nothing
 
@@ -293,7 +293,7 @@ def test_a_process_ends_well_in_the_middle_of_a_turn(bundle: Path) -> None:
     code = f"""
 import os, sys
 from segue import Engine
-from segue.serving.joining import Joiner
+from segue.joining import Joiner
 engine = Engine.load({str(bundle)!r}, threads=1, device="cpu")
 joiner = Joiner(engine, max_waiting=1000)
 joiner.ask([("a", "b")]).result()

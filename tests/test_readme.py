@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 from segue import Engine
@@ -25,6 +26,24 @@ def test_the_first_example_runs_as_it_stands(tmp_path):
     assert follows == "True"
     first, second = re.findall(r"'corpus_id': (\d)", ranking)
     assert (first, second) == ("1", "0")
+
+
+def test_the_asyncio_example_runs_in_a_service(tmp_path):
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    (code,) = [block for block in blocks if "await" in block]
+    imports, body = code.split("\n\n")
+    service = f"""import asyncio
+{imports}
+pairs = [("the man went to the store", "he bought a gallon of milk")]
+async def main():
+{textwrap.indent(body, "    ")}
+    print(len(scores))
+asyncio.run(main())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", service], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "1\n", "")
 
 
 def test_the_request_is_answered_as_one_would_expect():

@@ -25,8 +25,8 @@ from starlette.routing import Mount
 
 from segue import Engine, InputError
 from segue.cli import main
+from segue.joining import Closed
 from segue.serving import create_app
-from segue.serving.joining import Closed
 
 QUERY = "the man went to the store"
 TEXTS = ["penguins are flightless birds", "he bought a gallon of milk", ""]

@@ -30,11 +30,11 @@ from starlette.routing import Route
 
 from segue.checks import positive_whole
 from segue.engine import Engine
-from segue.errors import InputError, SegueError
+from segue.errors import InputError, Overloaded, SegueError
 from segue.head import positive_column
+from segue.joining import Answer, Closed, Joiner
 from segue.serving.body import Body
 from segue.serving.dialects import READERS, Asked
-from segue.serving.joining import Answer, Closed, Joiner, Overloaded
 from segue.serving.metrics import Metrics
 
 __all__ = ["MAX_BODY_BYTES", "MAX_PAIRS", "MAX_WAITING", "Service", "create_app"]
@@ -44,6 +44,7 @@ MAX_WAITING = 8192
 MAX_BODY_BYTES = 8 << 20
 _TEXT = 1_000_000  # characters of one text: of marks alone they are 1.3 s and 350 MB to tokenise
 _PATIENCE = 5  # seconds
+_CLOSING = "the server is closing"
 _GONE = 499  # what nginx calls a client that did not wait for its answer
 _KINDS = {413: "Validation", 422: "Validation", 429: "Overloaded", 500: "Backend", 503: "Unhealthy"}
 _Handler = Callable[[Request], Awaitable[Response]]
@@ -194,12 +195,12 @@ class Service:
             return _error(422, str(error))
         except Overloaded as error:
             return _error(429, str(error), {"Retry-After": "1"})
-        except Closed as error:
-            return _error(503, str(error))
+        except Closed:
+            return _error(503, _CLOSING)
         except asyncio.CancelledError:
             if not self.closing:
                 raise
-            return _error(503, str(Closed()))
+            return _error(503, _CLOSING)
         except HTTPException as error:
             return _error(error.status_code, error.detail)
         except ClientDisconnect:

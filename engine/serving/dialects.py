@@ -20,8 +20,8 @@ from typing import Any
 from segue.bundle import Head
 from segue.errors import InputError
 from segue.head import OUTPUTS, positive_column, ranked, scores
+from segue.joining import Answer, Pair
 from segue.serving.body import Body, a_text, some_texts
-from segue.serving.joining import Answer, Pair
 from segue.text import TRUNCATIONS
 
 __all__ = ["READERS", "Asked"]

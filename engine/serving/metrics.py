@@ -6,7 +6,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from segue.serving.joining import Answer, Joiner
+from segue.joining import Answer, Joiner
 
 __all__ = ["Metrics"]
 

@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 
 from segue.encoded import MIN_TOKENS, Ints
 from segue.engine import Engine
-from segue.errors import SegueError
+from segue.errors import Overloaded, SegueError
 
-__all__ = ["Answer", "Closed", "Joiner", "Overloaded", "Pair"]
+__all__ = ["Answer", "Closed", "Joiner", "Pair"]
 
 Pair = tuple[str, str]
 # Tokens of a turn. On a CPU smaller ones are slower, the smallest by a seventh (MiniLM-L6, two cores), and
@@ -35,15 +35,11 @@ _READ = 20  # bytes that are tokenised while one is computed, about: so much cou
 _HELD = 64 << 20  # bytes of texts that may wait
 
 
-class Overloaded(SegueError):
-    """So many pairs are waiting already that no more are taken."""
-
-
 class Closed(SegueError):
     """Nothing is begun any more."""
 
     def __init__(self) -> None:
-        super().__init__("the server is closing")
+        super().__init__("closed: no pairs are taken any more")
 
 
 @dataclass(frozen=True)
@@ -60,8 +56,9 @@ class Answer:
 class Joiner:
     """Computes in a thread of its own, which starts with the first request. Safe to share between threads."""
 
-    def __init__(self, engine: Engine, *, max_waiting: int) -> None:
-        """Let no more than `max_waiting` pairs wait, unless one request alone has more."""
+    def __init__(self, engine: Engine, *, max_waiting: int | None) -> None:
+        """Let no more than `max_waiting` pairs wait, unless one request alone has more, and no more bytes of
+        texts than a server can hold; None: as many as there are."""
         self._engine, self._max_waiting = engine, max_waiting
         self._turn = max(_TURN_TOKENS, _TURN_BATCHES * engine.info.max_batch_tokens)
         self._longest = engine.info.max_tokens
@@ -97,13 +94,16 @@ class Joiner:
             if not pairs:
                 request.answer()
                 return request.future
-            if self._waiting and self._waiting + len(pairs) > self._max_waiting:
-                raise Overloaded(
-                    f"{self._waiting} pairs are waiting, and {len(pairs)} more would be over "
-                    f"{self._max_waiting}"
-                )
-            if self._waiting and self._held + held > _HELD:
-                raise Overloaded(f"pairs of {self._held} bytes are waiting, and these would be over {_HELD}")
+            if self._waiting and self._max_waiting is not None:
+                if self._waiting + len(pairs) > self._max_waiting:
+                    raise Overloaded(
+                        f"{self._waiting} pairs are waiting, and {len(pairs)} more would be over "
+                        f"{self._max_waiting}"
+                    )
+                if self._held + held > _HELD:
+                    raise Overloaded(
+                        f"pairs of {self._held} bytes are waiting, and these would be over {_HELD}"
+                    )
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, name="segue-joiner", daemon=True)
                 self._thread.start()

@@ -1,0 +1,112 @@
+"""An engine for asyncio: calls that are awaited at the same time are computed together."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segue.checks import positive_whole
+from segue.engine import Engine, warn_truncated
+from segue.errors import SegueError
+from segue.head import check_output, positive_column, scores
+from segue.joining import Joiner
+from segue.ranking import check_ranking, ranking
+from segue.text import read_pairs
+
+__all__ = ["AsyncEngine"]
+
+
+class AsyncEngine:
+    """An engine whose calls are awaited. It computes in a thread of its own, and the event loop stays free.
+
+    A lone call is computed at once. What is asked meanwhile is computed together next, one pair of each call
+    after the other, so that a short call does not wait for a long one to end; a score depends on that as
+    little as on any batch. A call that is cancelled, as by `asyncio.timeout`, begins no more pairs. Safe to
+    share between tasks, and between the event loops of several threads.
+
+    An asynchronous context manager that closes itself and leaves `engine` open:
+
+        async with AsyncEngine(Engine.load()) as engine:
+            scores = await engine.score(pairs)
+    """
+
+    def __init__(self, engine: Engine, *, max_waiting: int | None = None) -> None:
+        """Compute with `engine`, which others may use, too.
+
+        Args:
+            max_waiting: pairs of all calls that may wait to be begun. A call with more of them raises
+                `Overloaded`, unless none wait. None: any number.
+
+        Raises:
+            InputError: `max_waiting` is no whole number from 1.
+        """
+        most = None if max_waiting is None else positive_whole("max_waiting", max_waiting, 1)
+        self.engine, self._head = engine, engine.info.head
+        self._joiner = Joiner(engine, max_waiting=most)
+
+    async def score(
+        self,
+        pairs: Iterable[Sequence[str]],
+        *,
+        output: str = "probability",
+        truncation: str = "longest_first",
+        max_tokens: int | None = None,
+    ) -> NDArray[np.float32]:
+        """Return the score of each pair, `[N]`. Arguments and errors as in `Engine.score`.
+
+        Raises:
+            Overloaded: too many pairs are waiting.
+        """
+        column = positive_column(self._head)
+        values = await self.predict(pairs, output=output, truncation=truncation, max_tokens=max_tokens)
+        return np.ascontiguousarray(values[:, column])
+
+    async def predict(
+        self,
+        pairs: Iterable[Sequence[str]],
+        *,
+        output: str = "probability",
+        truncation: str = "longest_first",
+        max_tokens: int | None = None,
+    ) -> NDArray[np.float32]:
+        """Return a value per label, `[N, C]`, as `Engine.predict`; all else as in `score`."""
+        check_output(output)
+        logits = await self._logits(read_pairs(pairs), truncation, max_tokens)
+        return scores(logits, self._head, output)
+
+    async def rank(
+        self, query: str, documents: Iterable[str], top_k: int | None = None, return_documents: bool = False
+    ) -> list[dict[str, Any]]:
+        """Order documents by score, as `Engine.rank`.
+
+        Raises:
+            Overloaded: too many pairs are waiting.
+        """
+        texts, top_k = check_ranking(query, documents, top_k, self._head)
+        try:
+            logits = await self._logits([(query, text) for text in texts], "longest_first", None)
+        except SegueError as error:
+            raise error.of(f"documents[{error.index}]") from error.__cause__
+        return ranking(logits, self._head, texts, top_k, return_documents)
+
+    async def close(self) -> None:
+        """End the turn that is computed, and fail the calls that still wait, and all later ones."""
+        await asyncio.to_thread(self._joiner.close)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def _logits(
+        self, pairs: list[tuple[str, str]], truncation: str, max_tokens: int | None
+    ) -> NDArray[np.float32]:
+        asked = self._joiner.ask(pairs, truncation=truncation, max_tokens=max_tokens)
+        answer = await asyncio.wrap_future(asked)
+        warn_truncated(int(answer.truncated.sum()), len(pairs))
+        return answer.logits

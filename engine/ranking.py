@@ -1,0 +1,48 @@
+"""A query and documents: what may be ranked, and the list that comes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segue.bundle import Head
+from segue.checks import positive_whole
+from segue.errors import InputError
+from segue.head import positive_column, ranked
+from segue.text import check_iterable, check_unicode
+
+__all__ = ["check_ranking", "ranking"]
+
+
+def check_ranking(
+    query: str, documents: Iterable[str], top_k: int | None, head: Head
+) -> tuple[list[str], int | None]:
+    """Return the documents as a list, and `top_k`, before anything is computed.
+
+    Raises:
+        InputError: the query, a document or `top_k` is none, or the model has no label that is the score.
+    """
+    positive_column(head)
+    if not isinstance(query, str):
+        raise InputError(f"query: expected str, got {type(query).__name__}")
+    check_unicode("query", query)
+    check_iterable("documents", documents, "str")
+    top_k = None if top_k is None else positive_whole("top_k", top_k, 1)
+    texts = list(documents)
+    for index, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise InputError(f"documents[{index}]: expected str, got {type(text).__name__}")
+    return texts, top_k
+
+
+def ranking(
+    logits: NDArray[np.float32], head: Head, texts: list[str], top_k: int | None, return_documents: bool
+) -> list[dict[str, Any]]:
+    """Return what `Engine.rank` does, of logits `[N, C]` of N documents."""
+    return [
+        {"corpus_id": place, "score": score} | ({"text": texts[place]} if return_documents else {})
+        for place, score in ranked(logits, head, top_k=top_k)
+    ]
