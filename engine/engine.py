@@ -309,10 +309,14 @@ class Engine:
 
     def _plan(self, encoded: Encoded) -> Iterator[Ints]:
         """Yield the rows of each batch."""
-        tokens, grid, squares = self._executor.batch_tokens, None, None
-        if self._executor.grid:
-            grid, squares = _GRID_SLACK * tokens, _GRID_SCORES * tokens // self._manifest.dimensions.heads
-        return plan_stepwise(encoded, lambda lengths: plan(lengths, tokens, grid, squares))
+
+        def cut(lengths: Ints) -> list[Ints]:
+            tokens, grid, squares = self._executor.tokens_at_once(int(lengths.sum())), None, None
+            if self._executor.grid:
+                grid, squares = _GRID_SLACK * tokens, _GRID_SCORES * tokens // self._manifest.dimensions.heads
+            return plan(lengths, tokens, grid, squares)
+
+        return plan_stepwise(encoded, cut)
 
     def _predict_iter(
         self,

@@ -221,6 +221,38 @@ def test_a_batch_has_tokens_for_its_threads(bundle, threads, tokens):
     assert _open(bundle, threads=1, batch_tokens=77).batch_tokens == 77
 
 
+@pytest.mark.parametrize(("threads", "shared"), [(1, 512), (2, 512), (4, 1024), (8, 2048)])
+def test_where_batches_run_side_by_side_each_has_tokens_for_one_thread(bundle, threads, shared):
+    """So that there are enough of them for all threads as soon as can be."""
+    executor = _open(bundle, threads=threads)
+    enough = 4 * threads * 512
+    assert [executor.tokens_at_once(total) for total in (0, enough - 1, enough, 10**9)] == [
+        shared,
+        shared,
+        512,
+        512,
+    ]
+    executor.close()
+    asked = _open(bundle, threads=threads, batch_tokens=700)
+    assert {asked.tokens_at_once(total) for total in (0, enough, 10**9)} == {700}
+    asked.close()
+
+
+def test_as_many_batches_as_run_side_by_side_are_planned_of_enough_tokens(bundle, monkeypatch):
+    with Engine.load(bundle, threads=4, device="cpu") as engine:
+        executor, begun = engine._executor, []
+        beside = executor._side_by_side
+        monkeypatch.setattr(executor, "_side_by_side", lambda *some: begun.append("beside") or beside(*some))
+        pairs = [(f"the man went {number}", "it likes sleeping " * 10) for number in range(250)]
+        lengths = engine._encode(pairs, "longest_first", None).all().lengths
+        enough = int(np.searchsorted(np.cumsum(lengths), 4 * 4 * 512)) + 1
+        few, many = engine.score(pairs[: enough - 1]), None
+        assert not begun
+        many = engine.score(pairs[:enough])
+        assert begun == ["beside"]
+        assert np.abs(few - many[:-1]).max() <= 2e-6
+
+
 @pytest.mark.parametrize("given", [None, "0"])
 def test_onnx_runtime_reports_nothing_unless_it_is_told_to(bundle: Path, tmp_path: Path, given: str | None):
     """It would keep the name of this device, and what it has to tell, in the user's folder of caches."""

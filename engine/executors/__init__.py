@@ -31,10 +31,13 @@ class Executor(Protocol):
     device: str
     precision: str  # of the arithmetic
     threads: int
-    batch_tokens: int  # run at once, if nobody says otherwise
+    batch_tokens: int  # run at once, at most
     overlaps: bool  # whether it runs beside the host, which does well to encode the next pairs meanwhile
     grid: bool  # whether attention lays pairs out as a grid, so that their longest counts for all
     description: list[str]  # what `engine.info` prints as the plan
+
+    def tokens_at_once(self, total: int) -> int:
+        """Return how many tokens a batch does best to have, of so many in all; at most `batch_tokens`."""
 
     def run(self, batches: Iterable[PackedBatch]) -> Iterator[NDArray[np.float32]]:
         """Yield the logits `[B, C]` of each batch, in order; the next batch may be taken before."""

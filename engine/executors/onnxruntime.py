@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 __all__ = ["OnnxRuntimeExecutor"]
 
 _CUDA, _CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
-# Tokens of a batch: for each thread that shares it, and within what bounds. More of them leave the cache of a
-# CPU, fewer leave its matrix products short.
+# Tokens of a batch: for each thread that shares it, and within what bounds; one thread alone does best with
+# the fewest. More of them leave the cache of a CPU, fewer leave its matrix products short.
 _TOKENS_A_THREAD, _FEWEST_TOKENS, _MOST_TOKENS = 256, 512, 2048
 _MANY = 4  # batches a thread from which on they run side by side
 _CLOSED = "this engine is closed"
@@ -51,8 +51,8 @@ class OnnxRuntimeExecutor:
     """ONNX Runtime's sessions of one model. `run` may be called from any number of threads.
 
     On a CPU all threads share a batch, so that one is done soon. Many batches run side by side, a thread
-    each, where none waits for another: a tenth more of them a second. That takes a session of its own, opened
-    when first there are so many, which has the weights a second time.
+    each, where none waits for another: with two threads a tenth more of them a second. That takes a session
+    of its own, opened when first there are so many, which has the weights a second time.
     """
 
     name = "onnxruntime"
@@ -66,18 +66,24 @@ class OnnxRuntimeExecutor:
         *,
         threads: int,
         batch_tokens: int,
+        beside_tokens: int | None = None,
         precision: str = "float32",
         exact_int8: bool = False,
         another: Callable[[], Any] | None = None,
     ) -> None:
         """Take over a session whose providers have been checked. `another` opens one of a single thread.
-        exact_int8: it runs in the mode for CPUs on which products of int8 overflow."""
+
+        Args:
+            beside_tokens: of a batch where many run side by side; None: as many as otherwise.
+            exact_int8: it runs in the mode for CPUs on which products of int8 overflow.
+        """
         self.precision = precision
         self._session, self._another = session, another
         self._single: Any = None
         self._pool: ThreadPoolExecutor | None = None
         self._opening = Lock()
         self.device, self.threads, self.batch_tokens = device, threads, batch_tokens
+        self._beside_tokens = beside_tokens or batch_tokens
         beside = f", {_MANY * threads} batches or more side by side" if another else ""
         slow = ", products of int8 in 16 bits, for want of VNNI" if exact_int8 else ""
         self.description = [
@@ -111,14 +117,15 @@ class OnnxRuntimeExecutor:
         if device == "auto":
             device = "cuda" if _CUDA in onnxruntime.get_available_providers() and driver_loads() else "cpu"
         if device == "cpu":
-            batch_tokens = batch_tokens or min(max(_TOKENS_A_THREAD * threads, _FEWEST_TOKENS), _MOST_TOKENS)
+            suits = min(max(_TOKENS_A_THREAD * threads, _FEWEST_TOKENS), _MOST_TOKENS)
             exact = own == "int8" and overflows()
             opened = partial(_session, model, [_CPU], exact_int8=exact)
             return cls(
                 opened(threads),
                 device,
                 threads=threads,
-                batch_tokens=batch_tokens,
+                batch_tokens=batch_tokens or suits,
+                beside_tokens=batch_tokens or _FEWEST_TOKENS,
                 precision=own,
                 exact_int8=exact,
                 another=partial(opened, 1) if threads > 1 else None,
@@ -126,6 +133,11 @@ class OnnxRuntimeExecutor:
         number = int(device.partition(":")[2] or 0)
         session = _cuda_session(model, number, threads)
         return cls(session, f"cuda:{number}", threads=threads, batch_tokens=batch_tokens or _MOST_TOKENS)
+
+    def tokens_at_once(self, total: int) -> int:
+        """Return how many tokens a batch does best to have, of so many in all."""
+        beside = self._another and total >= _MANY * self.threads * self._beside_tokens
+        return self._beside_tokens if beside else self.batch_tokens
 
     def run(self, batches: Iterable[PackedBatch]) -> Iterator[NDArray[np.float32]]:
         """Yield the logits `[B, C]` of each batch, in order. Where `close` comes meanwhile, they are computed

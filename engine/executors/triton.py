@@ -144,6 +144,10 @@ class TritonExecutor:
         except (ValueError, RuntimeError) as error:
             raise ExecutorUnavailable(f"executor='triton', device={str(chosen)!r}: {error}") from error
 
+    def tokens_at_once(self, total: int) -> int:
+        """Return how many tokens a batch does best to have."""
+        return self.batch_tokens
+
     def run(self, batches: Iterable[PackedBatch]) -> Iterator[_Logits]:
         """Yield the logits `[B, C]` of each batch, in order; batches are taken from the iterable, and so
         made, while some before are computed.
