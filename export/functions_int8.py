@@ -2,7 +2,9 @@
 
 Bodies of standard operators again, written as quantisation is commonly written: values are made whole by a
 QuantizeLinear and given back by a DequantizeLinear, and a product stands between two of the latter. Any
-runtime can follow that literally; ONNX Runtime, from 1.31 on as tried, makes an integer product of it.
+runtime can follow that literally; ONNX Runtime (1.25 to 1.31 tried) makes an integer product of it. Weights are
+symmetric, and their zero point stands there all the same: before 1.30, ONNX Runtime's mode for CPUs on which
+products overflow ends the process where it is left out.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from segue.export.ops import DOMAIN, VERSION
 __all__ = ["function_protos_int8"]
 
 _segue = Opset(DOMAIN, VERSION)
-_FLOAT, _UINT8 = 1, 2  # onnx.TensorProto's numbers, which Cast takes
+_FLOAT, _UINT8, _INT8 = 1, 2, 3  # onnx.TensorProto's numbers, which Cast takes
 
 
 def function_protos_int8() -> list[onnx.FunctionProto]:
@@ -55,6 +57,7 @@ def QuantizedLinear(x, weight, scale, bias, zero_point: int):
     stored_zero = op.Cast(zero, to=_UINT8)
     stored = op.QuantizeLinear(x, step, op.Expand(stored_zero, op.Shape(step)), axis=0)
     whole = op.DequantizeLinear(stored, op.Constant(value_float=1.0), stored_zero)
-    product = op.MatMul(whole, op.DequantizeLinear(op.Transpose(weight), scale, axis=1))
+    zeros = op.Expand(op.Cast(op.Constant(value_int=0), to=_INT8), op.Shape(scale))
+    product = op.MatMul(whole, op.DequantizeLinear(op.Transpose(weight), scale, zeros, axis=1))
     out = op.Add(op.Mul(product, op.Unsqueeze(step, columns)), bias)
     return out
