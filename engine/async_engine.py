@@ -79,7 +79,14 @@ class AsyncEngine:
         return scores(logits, self._head, output)
 
     async def rank(
-        self, query: str, documents: Iterable[str], top_k: int | None = None, return_documents: bool = False
+        self,
+        query: str,
+        documents: Iterable[str],
+        top_k: int | None = None,
+        return_documents: bool = False,
+        *,
+        truncation: str = "longest_first",
+        max_tokens: int | None = None,
     ) -> list[dict[str, Any]]:
         """Order documents by score, as `Engine.rank`.
 
@@ -88,7 +95,7 @@ class AsyncEngine:
         """
         texts, top_k = check_ranking(query, documents, top_k, self._head)
         try:
-            logits = await self._logits([(query, text) for text in texts], "longest_first", None)
+            logits = await self._logits([(query, text) for text in texts], truncation, max_tokens)
         except SegueError as error:
             raise error.of(f"documents[{error.index}]") from error.__cause__
         return ranking(logits, self._head, texts, top_k, return_documents)

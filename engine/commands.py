@@ -50,7 +50,8 @@ def rank(arguments: argparse.Namespace) -> None:
     """Write the documents of a file that best fit the query, best first. Holds all of them in memory."""
     with _tables(arguments, DOCUMENT) as (_, table, out), _engine(arguments) as engine:
         rows = list(table.rows)
-        ranked = engine.rank(arguments.query, [row.texts[0] for row in rows], arguments.top_k)
+        texts = [row.texts[0] for row in rows]
+        ranked = engine.rank(arguments.query, texts, arguments.top_k, **_limits(arguments))
         scored = ((rows[entry["corpus_id"]], (entry["score"],)) for entry in ranked)
         _write(arguments, out, table, scored, [arguments.score_name])
 

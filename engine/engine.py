@@ -24,7 +24,7 @@ from segue.ranking import check_ranking, ranking
 from segue.report import Explanation, Info
 from segue.text import PairEncoder, check_iterable
 from segue.threads import available_threads
-from segue.windows import characters, windows
+from segue.windows import MOST_PAIRS, characters, windows
 
 __all__ = ["DEFAULT_MODEL", "Engine", "warn_truncated"]
 
@@ -36,6 +36,7 @@ _GRID_SLACK = 2
 _GRID_SCORES = 2048
 _MOST_TOKENS = 2**31 - 1  # of a batch, which executors count in 32 bits
 _MOST_THREADS = 1024  # beyond what a machine has, they only take memory: a hundred thousand took 16 GB
+_WINDOW_PAIRS = 1024  # of a stream, for each thread of a CPU: more of them would only make scores wait
 _SENTENCES = 1024  # encoded first, and later twice as many, while what was encoded before runs on a device
 
 
@@ -181,9 +182,21 @@ class Engine:
         return scores(logits, self._manifest.head, output)
 
     def rank(
-        self, query: str, documents: Iterable[str], top_k: int | None = None, return_documents: bool = False
+        self,
+        query: str,
+        documents: Iterable[str],
+        top_k: int | None = None,
+        return_documents: bool = False,
+        *,
+        truncation: str = "longest_first",
+        max_tokens: int | None = None,
     ) -> list[dict[str, Any]]:
         """Order documents by the score of (query, document), best first; equal scores keep the order given.
+
+        Args:
+            top_k: return so many; None: all.
+            truncation: as in `score`; "only_second" keeps the query whole.
+            max_tokens: as in `score`.
 
         Returns:
             `{"corpus_id": place in documents, "score": float}`, with "text" where `return_documents` is set.
@@ -194,7 +207,7 @@ class Engine:
         """
         texts, top_k = check_ranking(query, documents, top_k, self._manifest.head)
         try:
-            encoded = self._encode([(query, text) for text in texts], "longest_first", None)
+            encoded = self._encode([(query, text) for text in texts], truncation, max_tokens)
             logits = self._logits(encoded)
         except SegueError as error:
             raise error.of(f"documents[{error.index}]") from error.__cause__
@@ -330,7 +343,10 @@ class Engine:
         check_output(output)
         self._encode([], truncation, max_tokens)  # options are refused at the call, not at the first pair
         check_iterable("pairs", pairs, "(str, str)")
-        return self._stream(windows(pairs, weigh), output, truncation, max_tokens)
+        most = MOST_PAIRS
+        if not self._executor.overlaps:  # some ten seconds of work
+            most = min(most, _WINDOW_PAIRS * self._executor.threads)
+        return self._stream(windows(pairs, weigh, most), output, truncation, max_tokens)
 
     def _stream(
         self,
@@ -387,7 +403,7 @@ def _bundle_folder(path: str | os.PathLike[str] | None, precision: str | None) -
         if bundle and (precision != "int8" or stored_precision(folder) == "int8"):
             return folder.resolve()
         if not folder.is_dir():
-            raise BundleError(f"{folder}: no such folder")
+            raise BundleError(f"{folder}: no such folder; models are read from disk, and none is downloaded")
         checkpoint = (folder / "config.json").is_file()
     except OSError as error:  # a name that is too long, a folder that may not be entered
         raise BundleError(f"{folder}: {error.strerror}") from error

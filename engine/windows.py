@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["characters", "windows"]
+__all__ = ["MOST_PAIRS", "characters", "windows"]
 
 # pairs; windows double, so that the first scores of a slow stream do not wait for long
-_FIRST, _MOST = 64, 8192
+_FIRST, MOST_PAIRS = 64, 8192
 _CHARACTERS = 1 << 23  # a window closes past this many, whatever its pairs
 
 
@@ -22,12 +22,13 @@ def characters(item: Any) -> int:
 
 
 def windows(
-    items: Iterable[Any], weigh: Callable[[Any], int] = characters
+    items: Iterable[Any], weigh: Callable[[Any], int] = characters, most: int = MOST_PAIRS
 ) -> Iterator[tuple[int, list[Any]]]:
     """Yield (number of the first item, items). Where the stream raises, what came before is yielded first.
 
     Args:
         weigh: how many characters are held for an item that was just taken from the stream.
+        most: items of a window.
     """
     start, size, held = 0, _FIRST, 0
     window: list[Any] = []
@@ -37,7 +38,7 @@ def windows(
             held += weigh(item)
             if len(window) == size or held > _CHARACTERS:
                 yield start, window
-                start, size, held = start + len(window), min(2 * size, _MOST), 0
+                start, size, held = start + len(window), min(2 * size, most), 0
                 window = []
     except Exception:
         if window:

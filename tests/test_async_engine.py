@@ -64,7 +64,7 @@ def test_it_gives_what_the_engine_gives(engine: Engine, pairs: Any, options: dic
 
 def test_it_ranks_as_the_engine_does(engine: Engine) -> None:
     documents = [B, "a river", LONG, B]
-    for options in ({}, {"top_k": 2, "return_documents": True}):
+    for options in ({}, {"top_k": 2, "return_documents": True}, {"truncation": "only_second"}):
         expected = engine.rank(A, documents, **options)
         found = run(engine, lambda e, o=options: e.rank(A, iter(documents), **o))
         assert [one.pop("score") for one in found] == pytest.approx([one.pop("score") for one in expected])

@@ -13,16 +13,20 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+import segue.export
 from segue import BundleError, Engine, ExecutorUnavailable, InputError, SegueError
 from segue.batching import PackedBatch
 from segue.bundle import read_bundle
+from segue.cache import exported
 from segue.export.sentences import SENTENCES
 
 HEADS = {
@@ -202,6 +206,17 @@ def test_rank_gives_plain_values_and_cuts_to_top_k(engine):
     assert [entry["text"] for entry in found] == [documents[entry["corpus_id"]] for entry in found]
     assert found == engine.rank("The man went to the store.", documents, return_documents=True)[:2]
     assert len(engine.rank("q", documents, top_k=99)) == 5
+
+
+def test_rank_truncates_as_it_is_told(engine):
+    query, documents = "the man went " * 20, ["to the store " * 20, "penguins " * 30, "a"]
+    for options in ({"truncation": "only_second", "max_tokens": 100}, {"truncation": "only_first"}, {}):
+        found = engine.rank(query, documents, **options)
+        scored = engine.score([(query, text) for text in documents], **options)
+        for entry in found:
+            assert entry["score"] == pytest.approx(scored[entry["corpus_id"]], abs=2e-6)
+    with pytest.raises(InputError, match=r"^documents\[1\]: \d+ tokens, more than 100, and"):
+        engine.rank("a", ["b", "penguins " * 100], truncation="error", max_tokens=100)
 
 
 def test_rank_tells_apart_what_float32_cannot(engine, monkeypatch):
@@ -401,6 +416,25 @@ def test_a_graph_with_other_logits_than_labels_is_refused(make_bundle, tmp_path)
         engine.predict([("a", "b")])
 
 
+def test_of_several_that_want_an_export_one_makes_it(make_checkpoint, tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("SEGUE_CACHE", str(tmp_path))
+    export, made = segue.export.export_checkpoint, []
+
+    def slowly(source: Path, bundle: Path, **options: Any) -> None:
+        made.append(bundle)
+        time.sleep(0.2)
+        export(source, bundle, **options)
+
+    monkeypatch.setattr(segue.export, "export_checkpoint", slowly)
+    source = make_checkpoint()
+    with caplog.at_level(logging.INFO, logger="segue"), ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(exported, [source] * 4))
+    assert [record.getMessage() for record in caplog.records if record.name == "segue"] == [
+        f"exporting {source} in float32, once: kept as {found[0]}"
+    ]
+    assert (made, set(found)) == ([found[0]], {found[0]})
+
+
 def test_an_unusable_cache_is_named(make_checkpoint, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("SEGUE_CACHE", str(tmp_path / "file"))
@@ -570,6 +604,7 @@ def test_many_pairs_are_scored_while_the_process_ends(make_bundle):
     """When Python starts nothing more in another thread."""
     code = f"""
 import threading
+import time
 from segue import Engine
 engine = Engine.load({str(make_bundle())!r}, threads=2, max_batch_tokens=8)
 pairs = [("a " * n, "b") for n in range(40)]
@@ -674,6 +709,36 @@ def test_a_cuda_provider_that_does_not_start_is_no_silent_cpu(make_bundle, monke
     ):
         Engine.load(make_bundle(), device="cuda", executor="onnxruntime")
     assert Engine.load(make_bundle()).info.device == "cpu"
+
+
+def test_an_onnxruntime_of_which_files_are_missing_is_named(make_bundle):
+    """As pip leaves it where onnxruntime and onnxruntime-gpu were installed, and one of them uninstalled."""
+    code = f"""
+import importlib.machinery, sys, types
+sys.modules["onnxruntime"] = package = types.ModuleType("onnxruntime")
+package.__spec__ = importlib.machinery.ModuleSpec("onnxruntime", None)
+from segue import Engine, ExecutorUnavailable
+try:
+    Engine.load({str(make_bundle())!r}, executor="onnxruntime")
+except ExecutorUnavailable as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert re.match(r"executor='onnxruntime': cannot import name .* neither is whole: pip", done.stdout)
+
+
+@pytest.mark.parametrize(("threads", "most"), [(1, 1024), (2, 2048), (64, 8192)])
+def test_the_windows_of_a_stream_are_some_seconds_of_work(engine, monkeypatch, threads, most):
+    monkeypatch.setattr(engine._executor, "threads", threads)
+    sizes: list[int] = []
+
+    def no_logits(encoded: Any) -> np.ndarray:
+        sizes.append(len(encoded.all().inverse))
+        return np.zeros((len(encoded.inverse), 2), np.float32)
+
+    monkeypatch.setattr(engine, "_logits", no_logits)
+    assert sum(1 for _ in engine.score_iter([("a", "b")] * 30_000)) == 30_000
+    assert max(sizes) == most
 
 
 def test_values_that_are_not_finite_name_the_pair(engine, monkeypatch):
