@@ -33,6 +33,8 @@ clean:
 	rm -rf .venv build
 
 .venv/bin/python:
+	@$(PYTHON) -c "import sys; sys.version_info >= (3, 11) or sys.exit('segue needs Python 3.11 or newer, and $(PYTHON) is ' \
+		+ sys.version.split()[0] + ': make PYTHON=python3.12 $(MAKECMDGOALS)')"
 	$(PYTHON) -m venv .venv
 
 .venv/cpu .venv/test .venv/dev: pyproject.toml constraints.txt | .venv/bin/python

@@ -4,8 +4,11 @@ folder, or a bundle that is wanted in int8."""
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -34,7 +37,8 @@ def cache_folder() -> Path:
 
 def exported(source: Path, precision: str = "float32") -> Path:
     """Return the bundle, in this precision, of a checkpoint folder or of another bundle, exported now where
-    this very state of it was not before.
+    this very state of it was not before. Of several processes that ask for it one exports, and the others
+    wait.
 
     The state is the name, size and time of change of every file, so that a gigabyte need not be read to know
     it.
@@ -58,14 +62,32 @@ def exported(source: Path, precision: str = "float32") -> Path:
         from segue.export import export_checkpoint
     except ImportError as error:
         raise ExecutorUnavailable(
-            f"exporting {source} needs the package {error.name}: pip install 'segue[export]'"
+            f"exporting {source} needs the package {error.name}: "
+            f"pip install 'segue[{'cpu' if error.name == 'onnxruntime' else 'export'}]'"
         ) from error
-    try:
-        export_checkpoint(source, bundle, precision=precision)
-    except BundleError:
-        if not (bundle / MANIFEST).is_file():  # else another exported it meanwhile: that one serves
-            raise
+    with _alone(folder / ".lock"):
+        if (bundle / MANIFEST).is_file():  # another exported it meanwhile
+            return bundle
+        logging.getLogger("segue").info("exporting %s in %s, once: kept as %s", source, precision, bundle)
+        try:
+            export_checkpoint(source, bundle, precision=precision)
+        except BundleError:
+            if not (bundle / MANIFEST).is_file():  # else one exported it where nothing locks: that one serves
+                raise
     return bundle
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Let one process in at a time, where the system and the folder's can do that."""
+    with path.open("w") as file:
+        try:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except (ImportError, OSError):
+            pass  # Windows; a network's folder
+        yield
 
 
 def _name(source: Path) -> str:

@@ -57,6 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with _stoppable():
             arguments = _parse(list(sys.argv[1:] if argv is None else argv))
             logging.basicConfig(format="segue: %(message)s")
+            logging.getLogger("segue").setLevel(logging.INFO)
             with _needs(arguments.extra):
                 return arguments.run(arguments) or 0
     except KeyboardInterrupt:
@@ -119,6 +120,7 @@ def _add_rank(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("query", metavar="QUERY")
     add_table(parser, "COLUMN")
     parser.add_argument("--top-k", type=count, metavar="K", help="write only the K best")
+    add_limits(parser)
     add_model(parser)
 
 
@@ -211,6 +213,7 @@ def _needs(extra: str | None) -> Iterator[None]:
     except ModuleNotFoundError as error:
         if extra is None or (error.name or "segue").partition(".")[0] == "segue":
             raise
+        extra = "cpu" if error.name == "onnxruntime" else extra
         raise ExecutorUnavailable(
             f"{error.name} is not installed, which this command needs: pip install 'segue[{extra}]'"
         ) from error

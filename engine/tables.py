@@ -14,6 +14,7 @@ from __future__ import annotations
 import codecs
 import csv
 import json
+import logging
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -90,6 +91,12 @@ def read_table(
         return Table(name, format, names, _rows(chain([first], parsed), places, None, name))
     width = len(record)
     named = format == "csv" or (format == "tsv" and header)
+    if format == "tsv" and not header and any(set(texts) <= set(record) for texts in known):
+        logging.getLogger("segue").warning(
+            "%s:%d: scored as texts, though they look like names of columns; --header says they are",
+            name,
+            line,
+        )
     names = record if named else [""] * width
     picked = pick(columns, names, known, f"{name}:{line}", numbered=True)
     if not named:

@@ -18,6 +18,8 @@ __all__ = [
     "train",
 ]
 
+import logging
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,6 +37,7 @@ from segue.export.pretraining_model import BertForPreTraining, load, new
 from segue.export.pretraining_run import drop_older, mark_complete
 
 _LOG_STEPS = 20  # at most
+_SILENCE = 60.0  # seconds between two lines where no bar is
 _TASKS = ("mlm_loss", "nsp_loss")
 
 
@@ -181,10 +184,11 @@ class LossTrainer(Trainer):
 
 
 class _Progress(TrainerCallback):
-    """The bar, with both losses, on the first process's terminal; and the mark on checkpoints that are
-    complete."""
+    """The bar, with both losses, on the first process's terminal, or a line now and then where there is none;
+    and the mark on checkpoints that are complete."""
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
+        self.next = time.monotonic()
         hidden = not state.is_world_process_zero or None  # None hides it where stderr is no terminal
         self.bar = tqdm(total=state.max_steps, initial=state.global_step, unit="step", disable=hidden)
 
@@ -194,6 +198,12 @@ class _Progress(TrainerCallback):
     def on_log(self, args, state, control, logs=None, **kwargs) -> None:
         if "mlm_loss" in logs:
             self.bar.set_postfix(mlm=f"{logs['mlm_loss']:.3f}", nsp=f"{logs['nsp_loss']:.3f}")
+            if self.bar.disable and state.is_world_process_zero and time.monotonic() >= self.next:
+                self.next = time.monotonic() + _SILENCE
+                logging.getLogger("segue").info(
+                    "step %d of %d: losses of masked words %.3f, of next sentences %.3f",
+                    *(state.global_step, state.max_steps, logs["mlm_loss"], logs["nsp_loss"]),
+                )
 
     def on_save(self, args, state, control, **kwargs) -> None:
         args.distributed_state.wait_for_everyone()  # each process writes its own random numbers' state

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 __all__ = ["prepare"]
 
+import logging
 import shutil
 from contextlib import suppress
 from pathlib import Path
@@ -75,7 +76,10 @@ def _tokens(out: Path) -> tuple[Tokenizer, TokenStore] | None:
 def _new_tokens(options: dict[str, Any], positions: int, out: Path) -> tuple[Tokenizer, TokenStore]:
     tokenizer = _vocabulary(options)
     write_vocabulary(tokenizer, out, max_tokens=positions)
-    return tokenizer, write_tokens(iter_documents(options["corpus"]), tokenizer, out / "tokens")
+    store = write_tokens(iter_documents(options["corpus"]), tokenizer, out / "tokens")
+    counts = len(store.documents) - 1, len(store.sentences) - 1, len(store.ids)
+    logging.getLogger("segue").info("the corpus: %d documents, %d sentences, %d tokens", *counts)
+    return tokenizer, store
 
 
 def _vocabulary(options: dict[str, Any]) -> Tokenizer:

@@ -188,6 +188,23 @@ def test_truncation_is_told_once(bundle: Path, tmp_path: Path) -> None:
     assert err.startswith(b"segue: 1 of 5 pairs")
 
 
+@pytest.mark.parametrize(
+    ("options", "rows", "said"),
+    [
+        (("--columns", "2,3"), 2, "scored as texts, though they look like names of columns"),
+        (("--header",), 2, ""),
+    ],
+)
+def test_a_tsv_scored_with_its_header_is_told(
+    bundle: Path, tmp_path: Path, options: tuple[str, ...], rows: int, said: str
+) -> None:
+    path = write(tmp_path / "pairs.tsv", b"id\tquery\tdocument\n1\tthe man\tthe store\n")
+    done = start("score", path, *options, "--model", bundle, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    out, err = done.communicate()
+    assert len(out.splitlines()) == rows
+    assert err.decode() == (f"segue: {path}:1: {said}; --header says they are\n" if said else "")
+
+
 @pytest.mark.parametrize("ending", ["tsv", "csv", "jsonl"])
 def test_an_empty_file_gives_an_empty_output(score: Run, tmp_path: Path, ending: str) -> None:
     out = tmp_path / "out"
@@ -448,6 +465,9 @@ def test_rank_writes_the_best_first_with_all_their_columns(
     code, out, _ = run("rank", query, path, "--model", bundle, "--top-k", 2)
     assert [json.loads(line)["id"] for line in out.splitlines()] == [e["corpus_id"] for e in expected[:2]]
     assert run("rank", query, "--model", bundle) == (0, "", "")
+    limits = ("--truncation", "error", "--max-tokens", "10")
+    code, _, err = run("rank", query, path, "--model", bundle, *limits)
+    assert (code, "tokens, more than 10" in err) == (2, True)
 
 
 def test_a_bad_document_is_named_by_its_line(run: Run, bundle: Path) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -105,6 +107,15 @@ def test_the_installed_package_scores_the_seeds_outside_the_checkout(installed, 
 def test_from_an_installed_segue_a_bare_kernels_is_not_ours(installed, tmp_path):
     code = "import segue.kernels, importlib.util as u; print(u.find_spec('kernels'), u.find_spec('export'))"
     assert _run(installed / "bin" / "python", "-c", code, cwd=tmp_path).split() == ["None", "None"]
+
+
+def test_only_cpu_and_gpu_bring_an_onnx_runtime():
+    """Its two packages write to one folder, so that `.[gpu,export]` may bring no second one."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    bringing = {name for name, needs in extras.items() if any("onnxruntime" in need for need in needs)}
+    assert bringing == {"cpu", "gpu"}
+    drawing = {name for name, needs in extras.items() if any(re.match(r"segue\[.*[cg]pu", n) for n in needs)}
+    assert drawing <= {"test", "dev"}
 
 
 def test_what_the_cpu_extra_has_not_is_named(installed, tmp_path):

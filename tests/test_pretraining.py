@@ -308,7 +308,9 @@ def test_the_trainer_removes_no_folder_of_the_users(corpus, uninterrupted, tmp_p
 
 
 @pytest.mark.parametrize("terminal", [True, False])
-def test_the_bar_shows_the_losses_on_a_terminal(monkeypatch, terminal):
+def test_the_losses_are_shown_on_a_terminal_or_told_once_a_minute(monkeypatch, caplog, terminal):
+    caplog.set_level(logging.INFO, logger="segue")
+
     class Stream(io.StringIO):
         def isatty(self) -> bool:
             return terminal
@@ -317,10 +319,13 @@ def test_the_bar_shows_the_losses_on_a_terminal(monkeypatch, terminal):
     state = types.SimpleNamespace(is_world_process_zero=True, max_steps=4, global_step=2)
     bar = pretraining._Progress()
     bar.on_train_begin(None, state, None)
-    bar.on_log(None, state, None, logs={"mlm_loss": 1.5, "nsp_loss": 0.25})
+    for _ in range(2):
+        bar.on_log(None, state, None, logs={"mlm_loss": 1.5, "nsp_loss": 0.25})
     bar.on_train_end(None, state, None)
     assert ("mlm=1.500, nsp=0.250" in stream.getvalue()) == terminal
     assert bool(stream.getvalue()) == terminal
+    said = [] if terminal else ["step 2 of 4: losses of masked words 1.500, of next sentences 0.250"]
+    assert [record.getMessage() for record in caplog.records] == said
 
 
 def test_from_a_checkpoint_with_whole_words_by_epochs(corpus, learnt, tmp_path, capsys):

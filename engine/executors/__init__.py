@@ -19,9 +19,21 @@ from segue.bundle import Dimensions
 from segue.encoded import Encoded, Ints
 from segue.errors import BundleError, ExecutorUnavailable, InputError, SegueError
 
-__all__ = ["EXECUTORS", "Executor", "check_choice", "driver_loads", "execute", "open_executor"]
+__all__ = [
+    "EXECUTORS",
+    "ONNX_RUNTIME_ANEW",
+    "Executor",
+    "check_choice",
+    "driver_loads",
+    "execute",
+    "open_executor",
+]
 
 EXECUTORS = ("auto", "onnxruntime", "triton")
+# Both packages write to the same folder, so that whichever goes takes files of the other along.
+ONNX_RUNTIME_ANEW = (
+    "pip uninstall onnxruntime onnxruntime-gpu, then pip install 'segue[gpu]', or 'segue[cpu]' without a GPU"
+)
 
 
 class Executor(Protocol):
@@ -106,8 +118,12 @@ def open_executor(
     try:
         from segue.executors.onnxruntime import OnnxRuntimeExecutor
     except ImportError as error:
+        broken = find_spec("onnxruntime") is not None
         raise ExecutorUnavailable(
-            "executor='onnxruntime' needs the package onnxruntime: "
+            f"executor='onnxruntime': {error}. Where onnxruntime and onnxruntime-gpu were both installed, "
+            f"neither is whole: {ONNX_RUNTIME_ANEW}"
+            if broken
+            else "executor='onnxruntime' needs the package onnxruntime: "
             "pip install 'segue[cpu]', or 'segue[gpu]' for CUDA"
         ) from error
     return OnnxRuntimeExecutor.open(

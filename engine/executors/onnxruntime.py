@@ -16,10 +16,11 @@ from weakref import WeakSet
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
+from onnxruntime import InferenceSession, SessionOptions
 
 from segue.batching import INPUTS, PackedBatch
 from segue.errors import BundleError, ExecutorUnavailable, SegueError
-from segue.executors import driver_loads
+from segue.executors import ONNX_RUNTIME_ANEW, driver_loads
 from segue.executors.overflow import EXACT_INT8, overflows
 
 if TYPE_CHECKING:
@@ -224,7 +225,7 @@ def _cuda_session(model: Path, number: int, threads: int) -> Any:
     if _CUDA not in onnxruntime.get_available_providers():
         raise ExecutorUnavailable(
             f"device='cuda:{number}': this onnxruntime has no CUDA provider; onnxruntime-gpu has: "
-            "pip uninstall onnxruntime && pip install 'segue[gpu]'"
+            f"{ONNX_RUNTIME_ANEW}"
         )
     onnxruntime.preload_dlls()  # finds CUDA and cuDNN where pip put them, with torch or on their own
     session = _session(model, [(_CUDA, {"device_id": number}), _CPU], threads)
@@ -237,7 +238,7 @@ def _cuda_session(model: Path, number: int, threads: int) -> Any:
 
 
 def _session(model: Path, providers: list[Any], threads: int, *, exact_int8: bool = False) -> Any:
-    options = onnxruntime.SessionOptions()
+    options = SessionOptions()
     options.intra_op_num_threads = (
         threads  # given, so ONNX Runtime neither counts the host's cores nor pins threads
     )
@@ -254,7 +255,7 @@ def _session(model: Path, providers: list[Any], threads: int, *, exact_int8: boo
     except UnicodeDecodeError as error:
         raise BundleError(f"{model}: the name is not UTF-8, and ONNX Runtime opens no such file") from error
     try:
-        session = onnxruntime.InferenceSession(name, options, providers=providers)
+        session = InferenceSession(name, options, providers=providers)
     except Exception as error:  # as in `run`
         raise BundleError(f"{model}: ONNX Runtime cannot load it: {error}") from error
     _check_face(session, model)
