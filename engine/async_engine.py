@@ -28,7 +28,8 @@ class AsyncEngine:
     little as on any batch. A call that is cancelled, as by `asyncio.timeout`, begins no more pairs. Safe to
     share between tasks, and between the event loops of several threads.
 
-    An asynchronous context manager that closes itself and leaves `engine` open:
+    Its thread, and with it the engine, stays until `close`. An asynchronous context manager that closes
+    itself and leaves `engine` open:
 
         async with AsyncEngine(Engine.load()) as engine:
             scores = await engine.score(pairs)
@@ -101,7 +102,8 @@ class AsyncEngine:
         return ranking(logits, self._head, texts, top_k, return_documents)
 
     async def close(self) -> None:
-        """End the turn that is computed, and fail the calls that still wait, and all later ones."""
+        """End the turn that is computed, and fail the calls that still wait, and all later ones, with a
+        SegueError."""
         await asyncio.to_thread(self._joiner.close)
 
     async def __aenter__(self) -> Self:

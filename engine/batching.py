@@ -1,4 +1,5 @@
-"""Which pairs run together, and how they lie in memory: the second step. Pure functions of numbers.
+"""Which pairs run together, and how they lie in memory: the second step. Functions of numbers alone, though
+`plan_stepwise` asks for them as it goes, which may encode more.
 
 A batch is packed: the tokens of all its pairs end to end, with `cu_seqlens` marking where each pair starts.
 Knows nothing about text or models.

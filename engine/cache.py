@@ -8,7 +8,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -79,14 +79,13 @@ def exported(source: Path, precision: str = "float32") -> Path:
 
 @contextmanager
 def _alone(path: Path) -> Iterator[None]:
-    """Let one process in at a time, where the system and the folder's can do that."""
-    with path.open("w") as file:
-        try:
+    """Let one process in at a time, where that can be had: not on Windows, nor in every network's folder."""
+    with ExitStack() as stack:
+        with suppress(ImportError, OSError):
             import fcntl
 
+            file = stack.enter_context(path.open("a"))
             fcntl.flock(file, fcntl.LOCK_EX)
-        except (ImportError, OSError):
-            pass  # Windows; a network's folder
         yield
 
 

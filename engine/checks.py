@@ -15,7 +15,7 @@ def positive_whole(name: str, value: Any, default: int, *, most: int | None = No
     """Return a whole number from 1, or `default` for None.
 
     Raises:
-        InputError: `value` is none, or more than `most`; the message calls it `name`.
+        InputError: `value` is no such number, or more than `most`; the message calls it `name`.
     """
     if value is None:
         return default

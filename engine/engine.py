@@ -158,6 +158,8 @@ class Engine:
 
         Raises:
             InputError: names the pair, or the option, and what is wrong with it.
+            SegueError: this engine is closed or was loaded before a fork, the device failed, or the model
+                gave a value that is not finite.
         """
         column = positive_column(self._manifest.head)
         values = self.predict(
@@ -204,6 +206,7 @@ class Engine:
 
         Raises:
             InputError: names the document, or the option, and what is wrong with it.
+            SegueError: as in `score`.
         """
         texts, top_k = check_ranking(query, documents, top_k, self._manifest.head)
         try:

@@ -38,8 +38,10 @@ _HELD = 64 << 20  # bytes of texts that may wait
 class Closed(SegueError):
     """Nothing is begun any more."""
 
-    def __init__(self) -> None:
-        super().__init__("closed: no pairs are taken any more")
+    def __init__(
+        self, reason: str = "closed: no pairs are taken any more", *, index: int | None = None
+    ) -> None:
+        super().__init__(reason, index=index)
 
 
 @dataclass(frozen=True)

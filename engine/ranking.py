@@ -23,7 +23,8 @@ def check_ranking(
     """Return the documents as a list, and `top_k`, before anything is computed.
 
     Raises:
-        InputError: the query, a document or `top_k` is none, or the model has no label that is the score.
+        InputError: the query or a document is no string, `top_k` no number from 1, or the model has no label
+            that is the score.
     """
     positive_column(head)
     if not isinstance(query, str):

@@ -395,8 +395,8 @@ def test_a_signal_leaves_no_half_a_file(bundle: Path, tmp_path: Path, number: in
         stdin=subprocess.PIPE,
         stderr=subprocess.PIPE,
         bufsize=0,
-        # a shell lets what it starts in the background ignore Ctrl-C, and that is inherited
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        # a shell lets what it starts in the background ignore Ctrl-C, and nohup a hang-up; that is inherited
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),
     )
     assert process.stdin is not None
     process.stdin.write(TSV * 200)  # some windows are done, and it waits for more

@@ -384,6 +384,7 @@ def test_explain_shows_what_the_model_sees(engine):
     assert seen.labels == ("IsNext", "NotNext")
     assert seen.truncated == (0, 0)
     assert seen.score == seen.probabilities[0] == engine.score([("The man", "went [SEP] zzq")])[0]
+    assert engine.explain("man " * 50_000, "a").truncated == (49_500 - 8, 0), "read whole, however long"
     cut = engine.explain("man " * 30, "a " * 10, max_tokens=20, truncation="only_first")
     assert cut.truncated == (23, 0)
     assert len(cut.tokens) == 20

@@ -206,8 +206,10 @@ class Failing:
 def test_what_is_cancelled_is_not_computed(joiner: Joiner, gate: Gate) -> None:
     first = occupied(joiner, gate)
     gone, stays = joiner.ask([(A, B)] * 5), joiner.ask([(B, A)] * 3)
+    held = joiner._held
     assert gone.cancel()
     assert joiner.waiting == 3
+    assert joiner._held == held * 3 // 8
     gate.open.set()
     stays.result(SECONDS)
     assert gate.turns == [1, 3]
@@ -250,6 +252,21 @@ def test_so_many_bytes_may_wait_and_no_more(
     wait([first, large, fits], SECONDS)
     until(lambda: joiner.waiting == 0)
     assert joiner._held == 0
+
+
+def test_a_request_with_other_options_comes_next_and_not_last(joiner: Joiner, gate: Gate) -> None:
+    first = occupied(joiner, gate)
+    done: list[str] = []
+    long, other, last = (
+        joiner.ask([(f"{name} {number}", LONG) for number in range(count)], **options)
+        for name, count, options in (("long", 30, {}), ("other", 1, {"max_tokens": 20}), ("last", 1, {}))
+    )
+    for name, future in (("long", long), ("other", other), ("last", last)):
+        future.add_done_callback(lambda _, name=name: done.append(name))
+    gate.open.set()
+    wait([first, long, other, last], SECONDS)
+    assert done == ["last", "other", "long"], "last joins the first turn, other has the second for itself"
+    assert gate.turns[2] == 1
 
 
 def test_nothing_ends_the_thread(engine: Engine, joiner: Joiner, monkeypatch: pytest.MonkeyPatch) -> None:

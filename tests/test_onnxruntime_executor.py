@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -135,6 +136,41 @@ def test_one_thread_needs_no_second_session(bundle):
     assert "side by side" not in executor.description[0]
 
 
+def test_the_second_session_has_one_thread_for_each_batch(executor):
+    list(executor.warm_up())
+    assert executor._session.get_session_options().intra_op_num_threads == THREADS
+    assert executor._single.get_session_options().intra_op_num_threads == 1
+
+
+@pytest.mark.parametrize("change", ["replaced", "gone"])
+def test_a_file_that_is_another_than_was_loaded_is_not_opened_again(
+    bundle: Path,
+    make_bundle: Callable[..., Path],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    change: str,
+):
+    """Many pairs are scored by the model that was loaded, as few are, and it is told that this is slower."""
+    folder, batches = shutil.copytree(bundle, tmp_path / "bundle"), _batches(2 * MANY)
+    executor, early = _open(folder), _open(folder)
+    wanted = _one_by_one(executor, batches)
+    list(early.warm_up())
+    (folder / "model.onnx").unlink()
+    if change == "replaced":
+        shutil.copy(make_bundle(seed=1) / "model.onnx", folder)
+    for _ in range(2):
+        found = list(executor.run(batches))
+        assert all(np.array_equal(a, b) for a, b in zip(found, wanted, strict=True))
+    (told,) = (record.getMessage() for record in caplog.records if record.name == "segue")
+    assert told.startswith("the model's file is another than was loaded, or gone: ")
+    assert executor._single is None
+    assert list(executor.warm_up()) == []
+    found = list(early.run(batches))
+    assert max(np.abs(a - b).max() for a, b in zip(found, wanted, strict=True)) <= 2e-6
+    executor.close()
+    early.close()
+
+
 def test_a_warm_up_opens_the_second_session_once(executor):
     assert list(executor.warm_up()) == [(1, 1)]
     single = executor._single
@@ -164,6 +200,27 @@ def test_a_batch_that_fails_ends_the_run_and_begins_no_more(executor, monkeypatc
     assert len(begun) <= 3 + 2 * THREADS + THREADS
 
 
+def test_batches_that_nobody_wants_any_more_are_not_begun(executor, monkeypatch):
+    begun: list[PackedBatch] = []
+    go = threading.Event()
+
+    def held(session: Any, batch: PackedBatch) -> np.ndarray:
+        begun.append(batch)
+        if len(begun) > 1:
+            assert go.wait(60)
+        return np.zeros((len(batch.cu_seqlens) - 1, 2), np.float32)
+
+    monkeypatch.setattr(OnnxRuntimeExecutor, "_logits", staticmethod(held))
+    results = executor.run(_batches(10 * MANY))
+    next(results)  # 2 * THREADS are begun by then or wait; each thread holds one
+    while len(begun) < 1 + THREADS:
+        time.sleep(0.001)
+    results.close()
+    go.set()
+    executor.close()  # waits for what was begun
+    assert len(begun) == 1 + THREADS
+
+
 def test_callers_share_the_threads(executor):
     batches = _batches(2 * MANY)
     wanted = _one_by_one(executor, batches)
@@ -184,15 +241,15 @@ def test_callers_share_the_threads(executor):
     for caller in callers:
         caller.join()
     assert wrong == []
-    assert sum(thread.name.startswith("segue") for thread in threading.enumerate()) == THREADS
+    assert sum(thread.name.startswith("segue_") for thread in threading.enumerate()) == THREADS
 
 
 def test_closed_it_has_no_threads_left(bundle):
     engine = Engine.load(bundle, threads=THREADS, max_batch_tokens=16)
     engine.score([(f"a {letter}", "b c d e f g") for letter in "abcdefghijklmnop"])
-    assert any(thread.name.startswith("segue") for thread in threading.enumerate())
+    assert any(thread.name.startswith("segue_") for thread in threading.enumerate())
     engine.close()
-    assert not any(thread.name.startswith("segue") for thread in threading.enumerate())
+    assert not any(thread.name.startswith("segue_") for thread in threading.enumerate())
 
 
 def test_closed_meanwhile_it_ends_a_few_batches_and_says_so_of_many(bundle):

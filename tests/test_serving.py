@@ -204,6 +204,7 @@ def test_documents_by_rank(client: Client, engine: Engine, path: str, top: int |
         ("/v1/rerank", {"user": "me", "request_id": "1", "priority": 3, "max_tokens_per_doc": 0}, 3),
         ("/v1/rerank", {"rank_fields": ["text"], "use_activation": True}, 3),
         ("/rerank", {"model": "any", "raw_scores": False, "top_n": None}, 3),  # Infinity's own
+        ("/v2/rerank", {"max_tokens_per_doc": 512}, 3),  # the model's limit
     ],
 )
 def test_what_clients_send_besides_changes_nothing(
@@ -414,6 +415,30 @@ def test_equal_scores_keep_the_order_of_the_documents(client: Client) -> None:
             {"query": "a", "documents": ["b"], "truncate_prompt_tokens": -2},
             422,
             "truncate_prompt_tokens: expected a whole number from -1, got -2",
+        ),
+        (
+            "/v2/rerank",
+            {"query": "a", "documents": ["b"], "truncate_prompt_tokens": 2},
+            422,
+            "truncate_prompt_tokens: expected -1 or a whole number from 3, got 2",
+        ),
+        (
+            "/v2/rerank",
+            {"query": "a", "documents": ["b"], "truncate_prompt_tokens": 10, "max_tokens": 20},
+            422,
+            "max_tokens and truncate_prompt_tokens: they contradict each other",
+        ),
+        (
+            "/score",
+            {"queries": "a", "documents": "b", "output": "probability", "raw_scores": True},
+            422,
+            "output and raw_scores: they contradict each other",
+        ),
+        (
+            "/score",
+            {"queries": "a", "documents": "b", "output": "logit", "use_activation": True},
+            422,
+            "output and use_activation: they contradict each other",
         ),
         (
             "/rerank",
@@ -668,11 +693,18 @@ def test_a_cancellation_from_outside_is_not_answered(engine: Engine, monkeypatch
     app.state.service.close()
 
 
+def _heed_signals() -> None:
+    """What a shell or nohup lets a process ignore is inherited."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def start(bundle: Path, *arguments: str) -> tuple[subprocess.Popen[str], Client]:
     command = [sys.executable, "-m", "segue", "serve", "--model", str(bundle), "--port", "0", *arguments]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd="/")
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd="/", preexec_fn=_heed_signals)
     assert process.stderr is not None
-    line = process.stderr.readline()
+    while (line := process.stderr.readline()).startswith("segue: warm-up: "):
+        pass
     said = re.fullmatch(r"segue: bundle by onnxruntime on cpu at http://127\.0\.0\.1:(\d+)\n", line)
     assert said, line
     return process, Client(int(said[1]))

@@ -6,6 +6,7 @@ import ctypes
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
@@ -53,7 +54,8 @@ class OnnxRuntimeExecutor:
 
     On a CPU all threads share a batch, so that one is done soon. Many batches run side by side, a thread
     each, where none waits for another: with two threads a tenth more of them a second. That takes a session
-    of its own, opened when first there are so many, which has the weights a second time.
+    of its own, opened when first there are so many, which has the weights a second time. Where the file is
+    another by then, or gone, batches go on one after the other.
     """
 
     name = "onnxruntime"
@@ -71,15 +73,18 @@ class OnnxRuntimeExecutor:
         precision: str = "float32",
         exact_int8: bool = False,
         another: Callable[[], Any] | None = None,
+        whole: Callable[[], bool] = lambda: True,
     ) -> None:
-        """Take over a session whose providers have been checked. `another` opens one of a single thread.
+        """Take over a session whose providers have been checked.
 
         Args:
+            another: opens one of a single thread, of the same file.
+            whole: whether that file is still what it was.
             beside_tokens: of a batch where many run side by side; None: as many as otherwise.
             exact_int8: it runs in the mode for CPUs on which products of int8 overflow.
         """
         self.precision = precision
-        self._session, self._another = session, another
+        self._session, self._another, self._whole = session, another, whole
         self._single: Any = None
         self._pool: ThreadPoolExecutor | None = None
         self._opening = Lock()
@@ -120,7 +125,7 @@ class OnnxRuntimeExecutor:
         if device == "cpu":
             suits = min(max(_TOKENS_A_THREAD * threads, _FEWEST_TOKENS), _MOST_TOKENS)
             exact = own == "int8" and overflows()
-            opened = partial(_session, model, [_CPU], exact_int8=exact)
+            opened, before = partial(_session, model, [_CPU], exact_int8=exact), _state(model)
             return cls(
                 opened(threads),
                 device,
@@ -130,6 +135,7 @@ class OnnxRuntimeExecutor:
                 precision=own,
                 exact_int8=exact,
                 another=partial(opened, 1) if threads > 1 else None,
+                whole=lambda: _state(model) == before,
             )
         number = int(device.partition(":")[2] or 0)
         session = _cuda_session(model, number, threads)
@@ -152,14 +158,14 @@ class OnnxRuntimeExecutor:
             raise SegueError(_CLOSED)
         batches = iter(batches)
         first = list(islice(batches, _MANY * self.threads if self._another else 0))
-        if self._another and len(first) == _MANY * self.threads:
+        if len(first) == _MANY * self.threads and self._may_open():
             yield from self._side_by_side(session, chain(first, batches))
         else:
             yield from (self._logits(session, batch) for batch in chain(first, batches))
 
     def warm_up(self) -> Iterator[tuple[int, int]]:
         """Open the session for batches side by side; nothing else has to be waited for."""
-        if self._another:
+        if self._may_open():
             self._open_single()
             yield 1, 1
 
@@ -198,6 +204,19 @@ class OnnxRuntimeExecutor:
             for waiting in begun:  # one has failed, or nobody wants the rest
                 waiting.cancel()
 
+    def _may_open(self) -> bool:
+        """Tell whether there is a session of a single thread, or can be; the first time it cannot, log it."""
+        with self._opening:
+            if self._another and not self._single and not self._whole():
+                import logging
+
+                self._another = None
+                logging.getLogger("segue").warning(
+                    "the model's file is another than was loaded, or gone: batches run one after the other, "
+                    "which is slower; `warmup` opens beforehand all that it is needed for"
+                )
+            return self._another is not None
+
     def _open_single(self) -> tuple[Any, ThreadPoolExecutor]:
         """The session of a single thread, and the threads that run it."""
         with self._opening:
@@ -219,6 +238,16 @@ class OnnxRuntimeExecutor:
                 f"onnxruntime failed on a batch of {len(batch.input_ids)} tokens: {error}"
             ) from error
         return logits
+
+
+def _state(model: Path) -> list[tuple[int, int, int, int]]:
+    """What tells a graph's files from others of their names; of one that is gone, nothing."""
+    found = []
+    for path in (model, model.with_name(f"{model.name}.data")):
+        with suppress(OSError):
+            status = path.stat()
+            found.append((status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns))
+    return found
 
 
 def _cuda_session(model: Path, number: int, threads: int) -> Any:

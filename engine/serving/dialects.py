@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from segue.bundle import Head
+from segue.encoded import MIN_TOKENS
 from segue.errors import InputError
 from segue.head import OUTPUTS, positive_column, ranked, scores
 from segue.joining import Answer, Pair
@@ -176,16 +177,31 @@ def _options(body: Body) -> dict[str, Any]:
     for name in ("model", "user", "request_id", "priority"):
         body.take(name)
     output = body.choice("output", OUTPUTS)
-    if body.flag("raw_scores") or not body.flag("use_activation", default=True):
-        output = "logit"
-    vllm = body.number("truncate_prompt_tokens", least=-1)  # -1: the model's limit
+    raw, plain = body.flag("raw_scores"), body.flag("use_activation", default=True)
+    most, vllm = body.number("max_tokens"), body.number("truncate_prompt_tokens", least=-1)
+    if vllm is not None and 0 <= vllm < MIN_TOKENS:
+        raise InputError(
+            f"truncate_prompt_tokens: expected -1 or a whole number from {MIN_TOKENS}, got {vllm}"
+        )
     options = {
-        "output": output,
+        "output": _agreed(body, output=output, raw_scores=OUTPUTS[raw], use_activation=OUTPUTS[not plain]),
         "truncation": body.choice("truncation", TRUNCATIONS),
-        "max_tokens": body.number("max_tokens") or (None if vllm == -1 else vllm),
+        "max_tokens": _agreed(body, max_tokens=most, truncate_prompt_tokens=None if vllm == -1 else vllm),
     }
     body.end()
     return options
+
+
+def _agreed(body: Body, **meant: Any) -> Any:
+    """Return what the fields that are there mean, each a name for the same; the first's where none is.
+
+    Raises:
+        InputError: they mean different things.
+    """
+    given = [name for name in meant if body.has(name)] or list(meant)[:1]
+    if any(meant[name] != meant[given[0]] for name in given):
+        raise InputError(f"{' and '.join(given)}: they contradict each other")
+    return meant[given[0]]
 
 
 def _inference_options(body: Body) -> dict[str, Any]:
