@@ -104,7 +104,7 @@ class LastLayer(Layer):
         self.register_buffer("slice_to", torch.tensor([-1], device="cpu"), persistent=False)
 
     def forward(self, hidden_TE: Tensor, cu_seqlens: Tensor) -> Tensor:
-        cls_BE = ops.cls_rows(hidden_TE, cu_seqlens, (self.slice_from, self.slice_to))
+        cls_BE = ops.first_rows(hidden_TE, cu_seqlens, (self.slice_from, self.slice_to))
         query_BE, key_value_TE = self.query(cls_BE), self.key_value(hidden_TE)
         context_BE = ops.cls_attention(query_BE, key_value_TE, cu_seqlens, self.heads)
         return self.finish(context_BE, cls_BE)

@@ -9,7 +9,6 @@ __all__ = [
     "Document",
     "check_corpus",
     "corpus_files",
-    "read_documents",
     "split_documents",
     "split_sentences",
 ]
@@ -55,32 +54,6 @@ def split_documents(text: str) -> list[str]:
     return [block.strip() for block in re.split(r"\n[^\S\n]*\n", text.strip()) if block.strip()]
 
 
-def read_documents(path: str | Path) -> list[Document]:
-    """The documents of a folder (each file one document, in the order of their names) or of one file
-    (documents separated by blank lines). Hidden files and folders are passed over, and so are links to
-    folders.
-
-    Raises `InputError` for what is missing, empty, binary or not UTF-8, and for text that holds no document
-    of at least two sentences: nothing follows anything there. `OSError` for what cannot be read.
-    """
-    path = Path(path)
-    check_corpus(path)
-    if path.is_dir():
-        texts = [(str(file.relative_to(path)), _read(file)) for file in corpus_files(path)]
-    else:
-        texts = [(f"{path.name}#{i}", text) for i, text in enumerate(split_documents(_read(path)), 1)]
-    documents = [Document(name, tuple(split_sentences(text))) for name, text in texts]
-    documents = [document for document in documents if document.sentences]
-    if not documents:
-        raise InputError(f"corpus: {str(path)!r} holds no text")
-    if all(len(document.sentences) < 2 for document in documents):
-        raise InputError(
-            f"corpus: every document in {str(path)!r} is a single sentence, so nothing follows anything; "
-            "write one document a file, or put blank lines between documents and none inside them"
-        )
-    return documents
-
-
 def check_corpus(path: Path) -> None:
     """Raise `InputError` unless it is a folder or a file."""
     if not path.is_dir() and not path.is_file():
@@ -103,18 +76,6 @@ def corpus_files(folder: Path) -> list[Path]:
         folders[:] = [name for name in folders if not name.startswith(".")]
         files += [Path(place, name) for name in names if not name.startswith(".")]
     return sorted(file for file in files if file.is_file())
-
-
-def _read(file: Path) -> str:
-    data = file.read_bytes()
-    if b"\0" in data:
-        raise InputError(f"corpus: {str(file)!r} is a binary file, expected UTF-8 text")
-    try:
-        return data.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"corpus: {str(file)!r} is not UTF-8 (byte {error.start}: 0x{data[error.start]:02x})"
-        ) from error
 
 
 def _split_paragraph(words: list[str]) -> list[str]:

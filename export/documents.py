@@ -1,7 +1,5 @@
-"""Documents from raw text one at a time, so that a corpus may be larger than memory.
-
-Gives what `corpus.read_documents` gives, in the same order and with the same checks, but holds one document
-at a time: memory is bounded by the largest. Knows nothing about tokens.
+"""Documents from raw text one at a time, so that a corpus may be larger than memory, which is bounded by the
+largest document. Knows nothing about tokens.
 """
 
 from __future__ import annotations

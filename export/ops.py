@@ -19,8 +19,8 @@ __all__ = [
     "VERSION",
     "add_layer_norm",
     "cls_attention",
-    "cls_rows",
     "embed",
+    "first_rows",
     "gelu",
     "linear_gelu",
     "packed_attention",
@@ -48,7 +48,7 @@ def cls_attention(q: Tensor, kv: Tensor, cu_seqlens: Tensor, heads: int) -> Tens
     return _node("ClsAttention", (q, kv, cu_seqlens), q.shape, heads=heads)
 
 
-def cls_rows(hidden: Tensor, cu_seqlens: Tensor, from_to: tuple[Tensor, Tensor]) -> Tensor:
+def first_rows(hidden: Tensor, cu_seqlens: Tensor, from_to: tuple[Tensor, Tensor]) -> Tensor:
     """hidden: [T, E], cu_seqlens: [B + 1] → the first row of each pair [B, E], by standard Slice and Gather.
 
     `from_to` is what the Slice needs, the int64 tensors [0] and [-1]. PyTorch's own translation of the same

@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from segue.errors import InputError
-from segue.export.corpus import corpus_files, read_documents, split_documents, split_sentences
+from segue.export.corpus import corpus_files, split_documents, split_sentences
 
 # Each is one text and its sentences, divided by " | ".
 AWKWARD = [
@@ -76,48 +75,6 @@ def test_documents_of_a_file():
     assert split_documents("\n\nA b.\nC.\n  \n\nD.\n") == ["A b.\nC.", "D."]
 
 
-def test_a_folder_is_a_document_a_file(tmp_path):
-    (tmp_path / "deep").mkdir()
-    (tmp_path / "b.txt").write_bytes(b"\xef\xbb\xbfOne here.\r\n\r\nTwo here.")
-    (tmp_path / "deep" / "a.txt").write_text("Three. Vier é.", encoding="utf-8")
-    (tmp_path / "empty.txt").write_text("\n")
-    (tmp_path / ".hidden").write_bytes(b"\0")
-    documents = read_documents(tmp_path)
-    assert [(d.name, d.sentences) for d in documents] == [
-        ("b.txt", ("One here.", "Two here.")),
-        ("deep/a.txt", ("Three.", "Vier é.")),
-    ]
-
-
-def test_a_file_is_blank_line_separated(tmp_path):
-    file = tmp_path / "all.txt"
-    file.write_text("One. Two.\n\nThree.\nFour.\n")
-    assert [d.sentences for d in read_documents(file)] == [("One.", "Two."), ("Three.", "Four.")]
-
-
-@pytest.mark.parametrize(
-    ("data", "reason"),
-    [
-        (b"PK\0\1", "binary"),
-        ("Müller. Maier.".encode("latin-1"), r"not UTF-8 \(byte 1: 0xfc\)"),
-        (b"\n \n", "holds no text"),
-        (b"One.\n\nTwo.\n\nThree.\n", "single sentence"),
-    ],
-)
-def test_refused(tmp_path, data, reason):
-    file = tmp_path / "x.txt"
-    file.write_bytes(data)
-    with pytest.raises(InputError, match=reason):
-        read_documents(file)
-
-
-def test_an_empty_folder_and_a_missing_one(tmp_path):
-    with pytest.raises(InputError, match="holds no text"):
-        read_documents(tmp_path)
-    with pytest.raises(InputError, match="does not exist"):
-        read_documents(tmp_path / "nowhere")
-
-
 def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
     (tmp_path / "a.txt").write_text("One. Two.")
     (tmp_path / "locked").mkdir()
@@ -142,9 +99,3 @@ def test_links_to_files_are_followed_and_links_to_folders_are_not(tmp_path):
     (tmp_path / "corpus" / "link.txt").symlink_to(tmp_path / "a.txt")
     (tmp_path / "corpus" / "round").symlink_to(tmp_path / "corpus")
     assert corpus_files(tmp_path / "corpus") == [tmp_path / "corpus" / "link.txt"]
-
-
-def test_what_is_neither_a_file_nor_a_folder_is_said_to_be(tmp_path):
-    os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(InputError, match=r"expected a folder or a text file, got '.*pipe', which is neither"):
-        read_documents(tmp_path / "pipe")

@@ -1,13 +1,15 @@
-"""Documents one at a time: the same as all at once, with the same refusals."""
+"""Documents one at a time: the same as of the whole text, and what is refused."""
 
 from __future__ import annotations
+
+import os
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from segue.errors import InputError
-from segue.export.corpus import read_documents
+from segue.export.corpus import split_documents, split_sentences
 from segue.export.documents import iter_documents
 
 FILES = st.text(alphabet="aB.!\n\r \t\x0c\x1c\u2028é", max_size=60)
@@ -15,21 +17,26 @@ FILES = st.text(alphabet="aB.!\n\r \t\x0c\x1c\u2028é", max_size=60)
 
 @settings(max_examples=300, deadline=None)
 @given(FILES)
-def test_a_file_gives_the_same_lazily(tmp_path_factory, text):
+def test_a_file_is_separated_by_blank_lines_as_its_whole_text_is(tmp_path_factory, text):
     file = tmp_path_factory.getbasetemp() / "lazily.txt"
-    file.write_bytes(f"Ann ate. Bob bit.\n\n{text}\n\n\nC.".encode())
-    assert list(iter_documents(file)) == read_documents(file)
+    text = f"Ann ate. Bob bit.\n\n{text}\n\n\nC."
+    file.write_bytes(text.encode())
+    plain = text.replace("\r\n", "\n").replace("\r", "\n")
+    numbered = [(n, tuple(split_sentences(one))) for n, one in enumerate(split_documents(plain), 1)]
+    expected = [(f"lazily.txt#{n}", sentences) for n, sentences in numbered if sentences]
+    assert [(one.name, one.sentences) for one in iter_documents(file)] == expected
 
 
-def test_a_folder_gives_the_same_lazily(tmp_path):
+def test_a_folder_is_a_document_a_file(tmp_path):
     (tmp_path / "deep").mkdir()
     (tmp_path / "b.txt").write_bytes(b"\xef\xbb\xbfOne here.\r\n\r\nTwo here.")
     (tmp_path / "deep" / "a.txt").write_text("Three. Vier é.", encoding="utf-8")
     (tmp_path / "empty.txt").write_text("\n")
     (tmp_path / ".hidden").write_bytes(b"\0")
-    found = list(iter_documents(tmp_path))
-    assert found == read_documents(tmp_path)
-    assert [document.name for document in found] == ["b.txt", "deep/a.txt"]
+    assert [(one.name, one.sentences) for one in iter_documents(tmp_path)] == [
+        ("b.txt", ("One here.", "Two here.")),
+        ("deep/a.txt", ("Three.", "Vier é.")),
+    ]
 
 
 def test_a_document_is_given_before_the_next_is_read(tmp_path):
@@ -66,3 +73,9 @@ def test_an_empty_folder_and_a_missing_one(tmp_path):
         list(iter_documents(tmp_path))
     with pytest.raises(InputError, match="does not exist"):
         next(iter_documents(tmp_path / "nowhere"))
+
+
+def test_what_is_neither_a_file_nor_a_folder_is_said_to_be(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError, match=r"expected a folder or a text file, got '.*pipe', which is neither"):
+        next(iter_documents(tmp_path / "pipe"))
