@@ -706,6 +706,8 @@ def start(bundle: Path, *arguments: str) -> tuple[subprocess.Popen[str], Client]
     while (line := process.stderr.readline()).startswith("segue: warm-up: "):
         pass
     said = re.fullmatch(r"segue: bundle by onnxruntime on cpu at http://127\.0\.0\.1:(\d+)\n", line)
+    if not said:
+        process.kill()
     assert said, line
     return process, Client(int(said[1]))
 
