@@ -134,3 +134,12 @@ def test_threads_take_turns_at_the_interpreter() -> None:
     for thread in threads:
         thread.join()
     assert wrong == []
+
+
+def test_a_product_and_a_sum_are_one_rounding_whatever_triton_takes_by_default(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given: list[dict[str, Any]] = []
+    monkeypatch.setattr(launching, "run", lambda kernel, grid, some, options, device: given.append(options))
+    kernels.softmax(torch.zeros(2, 3), out=torch.zeros(2, 3))
+    assert [options["enable_fp_fusion"] for options in given] == [True]
