@@ -64,9 +64,14 @@ def test_it_gives_what_the_engine_gives(engine: Engine, pairs: Any, options: dic
 
 def test_it_ranks_as_the_engine_does(engine: Engine) -> None:
     documents = [B, "a river", LONG, B]
-    for options in ({}, {"top_k": 2, "return_documents": True}, {"truncation": "only_second"}):
-        expected = engine.rank(A, documents, **options)
-        found = run(engine, lambda e, o=options: e.rank(A, iter(documents), **o))
+    for query, options in (
+        (A, {}),
+        (LONG, {}),
+        (A, {"top_k": 2, "return_documents": True}),
+        (A, {"truncation": "only_second"}),
+    ):
+        expected = engine.rank(query, documents, **options)
+        found = run(engine, lambda e, q=query, o=options: e.rank(q, iter(documents), **o))
         assert [one.pop("score") for one in found] == pytest.approx([one.pop("score") for one in expected])
         assert found == expected
 
@@ -167,6 +172,16 @@ def test_closed_it_fails_what_waits_and_leaves_the_engine_open(engine: Engine, g
 
     run(engine, use)
     assert engine.score([(A, B)]).shape == (1,)
+
+
+def test_the_end_of_its_block_closes_it(engine: Engine) -> None:
+    async def late() -> None:
+        async with asyncio.timeout(SECONDS), AsyncEngine(engine) as shared:
+            await shared.score([(A, B)])
+        await shared.score([(A, B)])
+
+    with pytest.raises(SegueError, match="closed"):
+        asyncio.run(late())
 
 
 def test_a_closed_engine_says_so() -> None:

@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+from argparse import ArgumentParser
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import pytest
 
 from segue import Engine
 from segue.benchmark.command import _shown
-from segue.benchmark.options import SCENARIOS
+from segue.benchmark.options import SCENARIOS, Options, add_arguments
 from segue.benchmark.process import cold_start, peak_memory
 from segue.benchmark.split import STEPS, split
 from segue.bundle import read_bundle
@@ -163,6 +164,15 @@ def test_only_the_scenarios_asked_for_are_measured_and_json_on_stdout_comes_alon
     code, out, _ = bench("--scenarios", "offline, singlestream", *SHORT, "--json", "-")
     assert code == 0
     assert list(json.loads(out)["scenarios"]) == ["SingleStream", "Offline"]
+
+
+def test_options_are_read_in_any_case_and_once():
+    parser = ArgumentParser()
+    add_arguments(parser)
+    asked = ["--plot", "P.PNG", "--p99", "100MS", "--batches", "8,1,8", "--scenarios", "GRID,offline"]
+    options = Options.of(parser.parse_args(asked))
+    assert (options.plot, options.p99, options.batches) == ("P.PNG", 0.1, (8, 1))
+    assert options.scenarios == ("Offline", "Grid")
 
 
 @pytest.mark.parametrize(

@@ -330,6 +330,7 @@ def test_the_comparison_is_reported(record: dict[str, Any]):
         (lambda r: r["machine"].update(gpus=["A", "B"]), "GPUs: A, B, now none"),
         (lambda r: r["engine"].update(threads=1), "threads: 1, now 2"),
         (lambda r: r["engine"].update(executor="triton"), "executor: triton, now onnxruntime"),
+        (lambda r: r["engine"].update(batch_invariant=False), "batch_invariant: False, now True"),
         (lambda r: r.update(seconds=60.0), "seconds a scenario: 60.0, now 5.0"),
     ],
 )
@@ -340,6 +341,13 @@ def test_what_makes_a_ratio_doubtful_is_said(
     change(old)
     refuse_another(old, record)
     assert compared(old, record)["doubts"] == [words]
+
+
+def test_a_package_that_has_come_or_gone_is_a_change(record: dict[str, Any]):
+    old = copy.deepcopy(record)
+    old["versions"]["gone"] = "1.0"
+    del old["versions"]["numpy"]
+    assert compared(old, record)["changes"] == ["gone 1.0, now none", "numpy none, now 2.4.6"]
 
 
 @pytest.mark.parametrize(

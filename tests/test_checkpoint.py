@@ -274,9 +274,17 @@ def test_a_config_that_may_not_be_read_is_not_said_to_be_missing(
         read_checkpoint(folder)
 
 
+def test_an_epsilon_of_zero_is_one(folder: Path) -> None:
+    _edit(folder / "config.json", layer_norm_eps=0)
+    assert read_checkpoint(folder).eps == 0
+
+
 def test_a_folder_without_a_usable_config(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="not a Hugging Face checkpoint folder"):
         read_checkpoint(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(BundleError, match=r"file: no config\.json: not a Hugging Face checkpoint folder"):
+        read_checkpoint(tmp_path / "file")
     for text, said in (
         ("{", "not readable as JSON"),
         ("[" * 100_000, "not readable as JSON"),

@@ -8,6 +8,7 @@ import io
 import json
 import os
 import pty
+import select
 import shutil
 import signal
 import stat
@@ -17,6 +18,7 @@ import sys
 import termios
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,8 +26,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from segue import Engine
-from segue.cli import _stoppable, main
+from segue import Engine, ExecutorUnavailable
+from segue.cli import _needs, _stoppable, main
 from segue.terminal import describe, explanation_text
 
 PAIRS = [
@@ -216,6 +218,7 @@ def test_an_empty_file_gives_an_empty_output(score: Run, tmp_path: Path, ending:
     ("name", "data", "options", "message"),
     [
         ("missing.tsv", None, (), "missing.tsv: no such file or directory"),
+        ("a\0b.tsv", None, (), "a\\x00b.tsv: embedded null byte"),
         ("pairs.parquet", b"", (), "pairs.parquet: .parquet names no format"),
         ("a.tsv", b"a\tb\nc\n", (), "a.tsv:2: 1 column, expected 2"),
         ("a.tsv", b"a\tb\nc\t\xff\n", (), "a.tsv:2: not UTF-8"),
@@ -309,6 +312,15 @@ def test_a_new_file_has_the_usual_permissions_and_a_link_stays_one(score: Run, t
     assert stat.S_IMODE(out.stat().st_mode) == usual
 
 
+def test_a_file_that_may_not_be_written_is_not_replaced(
+    score: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = write(tmp_path / "out.tsv", b"before")
+    monkeypatch.setattr(os, "access", lambda *_: False)  # the mode of a file does not bind root
+    assert score("-o", out, stdin=TSV) == (2, "", f"segue: {out}: permission denied\n")
+    assert out.read_bytes() == b"before"
+
+
 def test_input_and_output_may_be_the_same_file(score: Run, tmp_path: Path) -> None:
     path = write(tmp_path / "pairs.jsonl", b'{"a": "A", "b": "B"}\n' * 3)
     assert score(path, "-o", path)[0] == 0
@@ -374,6 +386,17 @@ def test_a_full_disk_is_exit_code_1(score: Run) -> None:
     assert (code, len(err.splitlines())) == (1, 1)
 
 
+def test_a_full_disk_under_stdout_is_exit_code_1(
+    run: Run, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not os.path.exists("/dev/full"):
+        pytest.skip("needs /dev/full")
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        code, _, err = run("rank", "q", "--model", bundle, stdin=b"document\n")
+    assert (code, len(err.splitlines())) == (1, 1)
+
+
 def test_a_reader_that_goes_away_ends_it_quietly(bundle: Path, tmp_path: Path) -> None:
     pairs = write(tmp_path / "pairs.tsv", TSV * 3000)
     process = start("score", pairs, "--model", bundle, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -411,26 +434,35 @@ def test_a_signal_leaves_no_half_a_file(bundle: Path, tmp_path: Path, number: in
 
 
 def test_a_hangup_that_is_ignored_stays_so() -> None:
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    before, term = signal.signal(signal.SIGHUP, signal.SIG_IGN), signal.getsignal(signal.SIGTERM)
     try:
         with _stoppable():
             assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
-            assert callable(signal.getsignal(signal.SIGTERM))
+            assert signal.getsignal(signal.SIGTERM) != term
         assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        assert signal.getsignal(signal.SIGTERM) == term
     finally:
         signal.signal(signal.SIGHUP, before)
+        signal.signal(signal.SIGTERM, term)
+
+
+def test_a_command_may_run_in_any_thread(bundle: Path) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(main, ["info", "--model", str(bundle / "nowhere")]).result() == 2
 
 
 def test_each_window_reaches_a_pipe_as_it_is_done(bundle: Path) -> None:
-    process = start("score", "--model", bundle, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    process = start("score", "--model", bundle, **pipes, env=buffered)
     assert process.stdin is not None
     assert process.stdout is not None
-    process.stdin.write(TSV * 50)
+    process.stdin.write(b"the man\ta\n" * 64)  # a window, which fills no buffer
     process.stdin.flush()
-    assert process.stdout.readline().startswith(b"the man")  # stdin is still open
+    early, _, _ = select.select([process.stdout], [], [], 60)  # stdin is still open
     process.stdin.close()
     out = process.stdout.read()
-    assert (process.wait(), out.count(b"\n")) == (0, 50 * len(PAIRS) - 1)
+    assert (process.wait(), out.count(b"\n"), bool(early)) == (0, 64, True)
 
 
 def test_progress_is_for_terminals(bundle: Path, tmp_path: Path) -> None:
@@ -441,6 +473,10 @@ def test_progress_is_for_terminals(bundle: Path, tmp_path: Path) -> None:
         process = start("score", pairs, "--model", bundle, "-o", tmp_path / "out.tsv", stderr=terminal)
         assert process.wait() == 0
         assert b"100%" in os.read(screen, 100_000)
+        few = write(tmp_path / "few.tsv", TSV)
+        process = start("score", few, "--model", bundle, stdout=terminal, stderr=terminal)
+        assert process.wait() == 0
+        assert b"%" not in os.read(screen, 100_000), "the bar would run through the scores"
     finally:
         os.close(screen)
         os.close(terminal)
@@ -480,6 +516,7 @@ def test_explain_shows_tokens_segments_and_positions(run: Run, engine: Engine, b
     explanation = engine.explain(first, second, max_tokens=12)
     code, out, _ = run("explain", first, second, "--model", bundle, "--max-tokens", 12, "--json")
     assert (code, json.loads(out)) == (0, json.loads(json.dumps(asdict(explanation))))
+    assert "山" in out, "for people, too"
     code, out, _ = run("explain", first, second, "--model", bundle, "--max-tokens", 12)
     assert (code, out) == (0, explanation_text(explanation))
     rows = [line.split() for line in out.splitlines()]
@@ -529,6 +566,11 @@ def test_a_missing_package_is_named_with_its_extra(extra: str, arguments: list[s
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert (done.returncode, len(done.stderr.splitlines())) == (1, 1), done.stderr
     assert f"pip install 'segue[{extra}]'" in done.stderr
+
+
+def test_a_missing_onnxruntime_comes_with_an_extra_of_its_own() -> None:
+    with pytest.raises(ExecutorUnavailable, match=r"pip install 'segue\[cpu\]'"), _needs("export"):
+        raise ModuleNotFoundError(name="onnxruntime")
 
 
 def check_memory(bundle: Path, folder: Path, few: int, many: int) -> None:

@@ -32,6 +32,10 @@ def test_probabilities_are_finite_whatever_the_logits(head, size):
         assert np.allclose(values.sum(axis=1), 1)
 
 
+def test_probabilities_do_not_depend_on_other_rows():
+    assert probabilities(np.float32([[1e4, 0], [-1e4, -1e4]]), NSP).tolist() == [[1, 0], [0.5, 0.5]]
+
+
 def test_sigmoid_equals_its_definition():
     logits = np.linspace(-30, 30, 601, dtype=np.float64)[:, None]
     assert np.allclose(probabilities(logits, BINARY), 1 / (1 + np.exp(-logits)), rtol=1e-14)

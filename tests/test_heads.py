@@ -62,6 +62,7 @@ def test_an_nsp_head_is_what_it_is(architecture: str) -> None:
         ({"problem_type": "regression"}, {}, BundleError, "problem_type: a regression of 2 values"),
         ({"id2label": {"0": "a", "2": "b"}}, {}, BundleError, "id2label"),
         ({"id2label": ["a"]}, {}, BundleError, "id2label"),
+        ({"id2label": {}}, {}, BundleError, "id2label: expected a label for each of 0, 1"),
         ({"id2label": {"0": "no", "1": None}}, {}, BundleError, "id2label: expected names"),
         ({"id2label": {"0": "x", "1": "x"}}, {}, BundleError, "head.labels: 'x' is there twice"),
         ({"num_labels": 0}, {}, BundleError, "num_labels"),

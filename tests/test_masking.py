@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tokenizers import BertWordPieceTokenizer
+from tokenizers import BertWordPieceTokenizer, Tokenizer
+from tokenizers.models import WordPiece
 
 from segue.errors import InputError
 from segue.export.masking import IGNORED, Masking, Words, mask_tokens
@@ -96,6 +97,13 @@ def test_how_many(words, tokens, masking, expected):
     draw = np.random.default_rng(2)
     ids = np.array([CLS, *instance(draw, tokens, 0)[1:-2], SEP, SEP])
     assert np.sum(mask_tokens(ids, words, masking, draw)[1] != IGNORED) == expected
+
+
+def test_special_tokens_are_none_whether_they_were_added_or_are_berts():
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[Q]", "man"]
+    tokenizer = Tokenizer(WordPiece({token: i for i, token in enumerate(tokens)}, unk_token="[UNK]"))
+    tokenizer.add_special_tokens(["[Q]"])
+    assert Words(tokenizer).ordinary.tolist() == [False] * 6 + [True]
 
 
 def test_special_tokens_alone_give_no_mask(words):

@@ -26,7 +26,7 @@ from starlette.routing import Mount
 from segue import Engine, InputError
 from segue.cli import main
 from segue.joining import Closed
-from segue.serving import create_app
+from segue.serving import command, create_app
 
 QUERY = "the man went to the store"
 TEXTS = ["penguins are flightless birds", "he bought a gallon of milk", ""]
@@ -418,6 +418,12 @@ def test_equal_scores_keep_the_order_of_the_documents(client: Client) -> None:
         ),
         (
             "/v2/rerank",
+            {"query": "a", "documents": ["b"], "truncate_prompt_tokens": 0},
+            422,
+            "truncate_prompt_tokens: expected -1 or a whole number from 3, got 0",
+        ),
+        (
+            "/v2/rerank",
             {"query": "a", "documents": ["b"], "truncate_prompt_tokens": 2},
             422,
             "truncate_prompt_tokens: expected -1 or a whole number from 3, got 2",
@@ -457,6 +463,32 @@ def test_what_is_refused(client: Client, path: str, body: Any, status: int, mess
     assert answer["message"] == answer["detail"] == answer["error"]
     assert answer["error_type"] == ("Validation" if status in (413, 422) else "Request")
     assert client("/health")[0] == 200
+
+
+def test_one_pair_in_an_array_is_answered_in_one(client: Client) -> None:
+    alone, in_array = (client("/predict", {"inputs": inputs})[2] for inputs in (PAIRS[0], [PAIRS[0]]))
+    assert in_array == [alone]
+
+
+def test_limits_are_what_is_still_taken(client: Client) -> None:
+    assert client("/score", {"queries": "a", "documents": ["b"] * 50})[0] == 200
+    assert client("/score", b'{"queries": "a", "documents": "b"}'.ljust(100_000))[0] == 200
+
+
+def test_a_method_that_is_not_allowed_is_told_which_is(client: Client) -> None:
+    assert "GET" in client("/health", {})[1]["allow"]
+
+
+def test_an_answer_says_how_long_it_took_and_what_was_truncated(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compute = engine._logits
+    monkeypatch.setattr(engine, "_logits", lambda *given: time.sleep(0.3) or compute(*given))
+    with serving(create_app(engine)) as client:
+        headers = client("/score", {"queries": "a", "documents": [LONG, "b"]})[1]
+    timing = dict(re.findall(r"(\w+);dur=([\d.]+)", headers["server-timing"]))
+    assert float(timing["compute"]) >= 300 > float(timing["queue"])
+    assert headers["x-truncated-pairs"] == "1"
 
 
 def test_a_model_without_a_positive_label(make_bundle: Callable[..., Path]) -> None:
@@ -601,6 +633,18 @@ def test_health_is_not_asked_of_a_queue_that_is_full(engine: Engine, monkeypatch
             thread.join(SECONDS)
 
 
+def test_health_does_not_wait_for_ever(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = Gate(engine, monkeypatch)
+    monkeypatch.setattr("segue.serving.app._PATIENCE", 0.05)
+    app = create_app(engine)
+    with serving(app) as client:
+        app.state.service._joiner.broken = RuntimeError("some time ago")
+        status, _, answer = client("/health")
+        gate.open.set()
+    assert (status, answer["error_type"]) == (503, "Unhealthy")
+    assert answer["error"] == "the model does not compute: no answer in 0.05 s, and an error before"
+
+
 def test_texts_that_would_take_gigabytes_are_refused(engine: Engine) -> None:
     with serving(create_app(engine)) as client:
         status, _, answer = client("/score", {"queries": "a", "documents": ["b", "," * 1_000_001]})
@@ -623,9 +667,8 @@ def test_an_application_can_end_and_begin_again(engine: Engine) -> None:
     for _ in range(2):
         with serving(app) as client:
             assert client("/score", {"queries": "a", "documents": "b"})[0] == 200
-    app.state.service.close()
-    with pytest.raises(Closed):
-        app.state.service._joiner.ask([])
+        with pytest.raises(Closed):
+            app.state.service._joiner.ask([])
 
 
 def test_a_middleware_that_says_the_body_again_is_no_client_that_has_gone(engine: Engine) -> None:
@@ -794,6 +837,34 @@ def test_bad_arguments(arguments: list[str], message: str, capsys: pytest.Captur
         code = ended.code
     assert code == 2
     assert message in capsys.readouterr().err
+
+
+def test_what_the_command_is_given_reaches_the_application(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given: dict[str, Any] = {}
+
+    def noted(engine: Engine, **options: Any) -> Starlette:
+        given.update(options)
+        raise InputError("far enough")
+
+    monkeypatch.setattr(command, "create_app", noted)
+    options = ["--name", "n", "--max-pairs", "1", "--max-waiting", "2", "--max-body", "3", "--port", "0"]
+    assert main(["serve", "--model", str(bundle), "--threads", "1", "--device", "cpu", *options]) == 2
+    assert capsys.readouterr().err.endswith("segue: far enough\n")
+    assert given == {"name": "n", "max_pairs": 1, "max_waiting": 2, "max_body_bytes": 3}
+
+
+def test_an_address_can_be_taken_again_at_once() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+        with socket.create_connection(("127.0.0.1", port)):
+            listening.accept()[0].close()  # the server's end goes first, and its address stays in TIME_WAIT
+    command._bound("127.0.0.1", port).close()
+
+
+def test_an_address_with_colons_stands_in_brackets() -> None:
+    assert [command._address(host, 80) for host in ("::1", "host")] == ["[::1]:80", "host:80"]
 
 
 def test_a_missing_package_is_named_with_its_extra() -> None:

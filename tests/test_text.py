@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -337,6 +338,18 @@ def test_a_word_that_the_vocabulary_has_whole_needs_no_tokenizer(fresh):
     assert encoded.ids.tolist() == ids[0] + ids[1]
 
 
+def test_a_word_that_is_too_long_for_the_tokenizer_is_unknown_though_the_vocabulary_has_it(
+    tmp_path, make_checkpoint
+):
+    stored = json.loads((make_checkpoint() / "tokenizer.json").read_text())
+    stored["model"]["max_input_chars_per_word"] = 3
+    (tmp_path / "tokenizer.json").write_text(json.dumps(stored))
+    encoder, judge = _both(tmp_path)
+    encoder.warm_up()
+    a, b = "the man went.", "store the"
+    assert _ours(encoder, a, b, "longest_first", 512) == _judged(judge, a, b, "longest_first", 512)
+
+
 def test_the_vocabulary_is_not_forgotten(fresh):
     fresh.warm_up()
     whole = fresh._words._whole
@@ -587,6 +600,7 @@ def test_pairs_packed_together_are_the_pairs_packed_alone(tokenizers):
         (None, None, "None"),
         (5, None, "int 5"),
         ("a string", None, "str 'a string'"),
+        ("x" * 50, None, f"str '{'x' * 36}..."),
         (b"bytes", None, "bytes"),
         ({"a": "b"}, None, "dict"),
         (("a", "b"), 0, "one pair alone goes into a list"),
@@ -606,6 +620,7 @@ def test_pairs_packed_together_are_the_pairs_packed_alone(tokenizers):
         ([np.array([["a", "b"], ["c", "d"]])], 0, "(ndarray, ndarray)"),
         ([("fine", "too"), ("ok", "broken \ud800 half")], 1, "second text has a lone surrogate"),
         ([("\udfff", "b")], 0, "first text has a lone surrogate"),
+        ([("the", "\ud800"), ("\ud800", "a")], 0, "second text has a lone surrogate"),
     ],
 )
 def test_what_is_no_pair_is_refused_by_name(tokenizers, pairs, index, words):

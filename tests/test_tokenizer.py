@@ -132,6 +132,14 @@ def test_tokens_in_files_of_several_versions(
     assert ours.encode(text, "the").ids == theirs([text], ["the"])["input_ids"][0]
 
 
+def test_an_added_token_that_is_not_called_special_is_found_in_any_case(folder: Path) -> None:
+    _edit(folder / "tokenizer_config.json", added_tokens_decoder={"5": {"content": "man"}})
+    found = read_tokenizer(folder, 10**6).encode("theMANman", add_special_tokens=False)
+    assert found.tokens == ["the", "man", "man"]
+    theirs = transformers.AutoTokenizer.from_pretrained(folder)
+    assert found.ids == theirs("theMANman", add_special_tokens=False)["input_ids"]
+
+
 def test_berts_own_tokens_are_not_added_again(folder: Path) -> None:
     """As plain ones, which would be found in lower case too."""
     (folder / "added_tokens.json").write_text(json.dumps({"[CLS]": 2, "[UNK]": 1, "[MASK]": 4}))
@@ -210,7 +218,8 @@ def test_truncation_and_padding_do_not_leak(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("limit", "expected"), [(10**30, 512), (128, 128), (1024, 512), (None, 512), (0, 512), (64.0, 64)]
+    ("limit", "expected"),
+    [(10**30, 512), (128, 128), (1024, 512), (None, 512), (0, 512), (2, 512), (3, 3), (64.0, 64)],
 )
 def test_the_longest_pair(folder: Path, limit: Any, expected: int) -> None:
     _edit(folder / "tokenizer_config.json", model_max_length=limit)
@@ -249,8 +258,9 @@ def test_tokenizers_that_are_not_berts(folder: Path, part: str, value: Any, said
 
 
 def test_tokenizers_that_do_not_fit(folder: Path) -> None:
-    with pytest.raises(BundleError, match="highest id is 334, but the embedding table has 300 rows"):
-        read_tokenizer(folder, 300)
+    for rows in (300, 334):
+        with pytest.raises(BundleError, match=f"highest id is 334, but the embedding table has {rows} rows"):
+            read_tokenizer(folder, rows)
     _edit(folder / "tokenizer_config.json", model_input_names=["input_ids", "attention_mask"])
     with pytest.raises(BundleError, match="model_input_names leaves token_type_ids out"):
         read_tokenizer(folder, 335)
@@ -273,6 +283,13 @@ def test_settings_of_another_shape_are_refused_by_name(folder: Path, changes: An
     with pytest.raises(BundleError, match=re.escape(said)) as caught:
         read_tokenizer(folder, 335)
     assert "tokenizer_config.json" in str(caught.value)
+
+
+def test_only_line_feeds_part_the_tokens_of_a_vocabulary(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+    with (folder / "vocab.txt").open("a", encoding="utf-8") as file:
+        file.write("\u2028\nlast\n")
+    assert read_tokenizer(folder, 337).token_to_id("last") == 336
 
 
 def test_a_vocabulary_in_another_encoding_is_refused(folder: Path) -> None:
