@@ -35,6 +35,7 @@ def test_rows_may_lie_anywhere(dtype: torch.dtype) -> None:
         (torch.zeros(8, 4).T, r"x: expected a contiguous last axis, got strides \(1, 4\)"),
         (torch.zeros(4, 16)[:, ::2], r"x: expected a contiguous last axis, got strides \(16, 2\)"),
         (torch.zeros(4, 8, requires_grad=True), "x: requires a gradient, which kernels do not give"),
+        (torch.zeros(4, 8, requires_grad=True) + 1, "x: requires a gradient"),
     ],
 )
 def test_a_matrix_that_is_none(x: Tensor, message: str) -> None:
@@ -83,6 +84,11 @@ def test_a_result_is_made_or_checked() -> None:
 def test_a_result_that_cannot_be_written(out: Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=f"^{message}"):
         check_out(out, (4, 6), like=X)
+
+
+def test_two_rows_that_overlap_cannot_be_written() -> None:
+    with pytest.raises(ValueError, match=r"^out: expected rows that do not overlap, got strides \(5, 1\)"):
+        check_out(torch.zeros(11).as_strided((2, 6), (5, 1)), (2, 6), like=X)
 
 
 @pytest.mark.parametrize(
@@ -136,12 +142,17 @@ def test_a_pair_that_reaches_further_than_32_bits_is_refused() -> None:
         packed_attention(far, bounds, 2, longest=16)
     with pytest.raises(ValueError, match=r"^kv: 16 rows of stride 134217728 reach over"):
         cls_attention(torch.empty(2, 48, device="meta"), far, bounds, 2, longest=16)
+    near = torch.empty(20, 288, device="meta")
+    with pytest.raises(ValueError, match=r"^out: 16 rows of stride 134217728 reach over"):
+        packed_attention(near, bounds, 2, longest=16, out=far)
 
 
 def test_more_rows_than_32_bits_count_are_refused() -> None:
     check("x", torch.empty(1).expand(2**31 - 2**13, 1), (None, None))
     with pytest.raises(ValueError, match=r"^x: expected 2147475456 rows or columns at most"):
         check("x", torch.empty(1).expand(2**31 - 2**13 + 1, 1), (None, None))
+    with pytest.raises(ValueError, match=r"^x: expected 2147475456 rows or columns at most"):
+        check("x", torch.empty(1).expand(1, 2**31 - 2**13 + 1), (None, None))
 
 
 def test_with_longest_the_bounds_are_trusted_and_never_read() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -114,6 +115,69 @@ def test_rows_may_lie_further_apart_than_32_bits_count(op: str, at: int, stride:
     expected = getattr(kernels, op)(*arguments)
     arguments[at] = _far(arguments[at], stride, tmp_path / "far")
     assert torch.equal(getattr(kernels, op)(*arguments), expected)
+
+
+@pytest.mark.parametrize("op", CALLS)
+def test_each_matrix_may_have_a_stride_of_its_own(op: str) -> None:
+    """One that 8 does not divide, where those of all others are multiples of it."""
+    torch.manual_seed(0)
+    arguments = [_filled(x) for x in CALLS[op][0]]
+    expected = getattr(kernels, op)(*arguments)
+    for at, x in enumerate(arguments):
+        if isinstance(x, Tensor) and x.dim() == 2:
+            apart = torch.full((len(x), x.shape[1] + 3), torch.nan).half()[:, :-3].copy_(x)
+            assert torch.equal(getattr(kernels, op)(*arguments[:at], apart, *arguments[at + 1 :]), expected)
+    out = torch.zeros(len(expected), expected.shape[1] + 3).half()[:, :-3]
+    assert torch.equal(getattr(kernels, op)(*arguments, out=out), expected)
+
+
+def _in_32_bits(op: str) -> list[Any]:
+    """Five pairs of one token; ids and bounds are int32, as the executor's, times a stride are not."""
+    torch.manual_seed(0)
+    arguments = [_filled(x).int() if x is IDS else _filled(x) for x in CALLS[op][0]]
+    if op == "cls_attention":
+        arguments[0] = torch.randn(5, 16).half()
+    return [torch.arange(6, dtype=torch.int32) if x is BOUNDS else x for x in arguments]
+
+
+@pytest.mark.parametrize(
+    ("op", "at"),
+    [
+        *[("packed_attention", 0), ("cls_attention", 0), ("cls_attention", 1), ("first_rows", 0)],
+        *[("embed", 3), ("embed", 4), ("embed", 5)],
+    ],
+)
+def test_a_bound_or_an_id_times_a_stride_may_be_more_than_32_bits_count(
+    op: str, at: int, tmp_path: Path
+) -> None:
+    arguments = _in_32_bits(op)
+    expected = getattr(kernels, op)(*arguments)
+    arguments[at] = _far(arguments[at], 2**29, tmp_path / "far")
+    assert torch.equal(getattr(kernels, op)(*arguments), expected)
+
+
+@pytest.mark.parametrize("op", CALLS)
+def test_so_may_the_rows_of_the_result(op: str, tmp_path: Path) -> None:
+    arguments = _in_32_bits(op)
+    expected = getattr(kernels, op)(*arguments)
+    out = _far(torch.zeros_like(expected), 2**29, tmp_path / "far")
+    assert torch.equal(getattr(kernels, op)(*arguments, out=out), expected)
+
+
+@pytest.mark.parametrize(
+    ("major", "minor", "name"),
+    [(8, 0, "sm_80"), (8, 9, "sm_80"), (9, 0, "sm_90"), (10, 0, "sm_100"), (12, 0, "sm_80")],
+)
+def test_a_gpu_takes_the_tables_of_the_nearest_that_it_can_run(
+    major: int, minor: int, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu = SimpleNamespace(name="A GPU", major=major, minor=minor)
+    monkeypatch.setattr(launching, "_properties", lambda index: gpu)
+    monkeypatch.setattr(torch.version, "hip", None)
+    assert launching._target.__wrapped__("cuda", 0) == name
+    gpu.major, gpu.minor = 7, 5
+    with pytest.raises(ValueError, match=r"^device: A GPU has compute capability 7.5, kernels need 8.0"):
+        launching._target.__wrapped__("cuda", 0)
 
 
 def test_threads_take_turns_at_the_interpreter() -> None:

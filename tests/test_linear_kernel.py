@@ -124,6 +124,7 @@ def test_a_tile_is_chosen_that_keeps_all_processors_at_work(rows, columns, tile)
     (lambda x, w, b: (x, w, b), True),
     (lambda x, w, b: (x[:, 8:], w[:, :-8], b), True),
     (lambda x, w, b: (x[:, 1:], w[:, 1:], b), False),  # begins off a multiple of 16 bytes
+    (lambda x, w, b: (x[:, :-8], w[:, 1:-7], b), False),  # so does the weight alone
     (lambda x, w, b: (x[:, :-1].clone(), w[:, :-1], b), False),  # its rows do
     (lambda x, w, b: (x[:1].expand(9, -1), w, b), False),  # rows that are one
     (lambda x, w, b: (x, w, b, x.new_zeros(9, 24)), False),  # a residual

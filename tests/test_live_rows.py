@@ -52,6 +52,16 @@ def test_only_live_rows_are_read_and_written(op: str, count: int, integer: torch
     assert (out[count:] == 7).all()
 
 
+@pytest.mark.parametrize("op", OPS)
+def test_more_live_rows_than_there_are_count_as_all(op: str) -> None:
+    name, arguments = op.partition(" ")[0], _calls(3, torch.float16)[op]
+    expected = getattr(kernels, name)(*arguments)
+    memory = torch.full((64, expected.shape[1]), 7.0).half()
+    getattr(kernels, name)(*arguments, live=torch.tensor([64]), out=memory[:3])
+    assert torch.equal(memory[:3], expected)
+    assert (memory[3:] == 7).all()
+
+
 def _spoilt(x: Any, count: int) -> Any:
     """Rows that do not count become NaN, or ids out of any table."""
     if not isinstance(x, Tensor) or len(x) != 90:
@@ -72,9 +82,10 @@ def test_without_out_the_other_rows_are_zero_in_kernel_and_twin(op: str) -> None
 
 
 @pytest.mark.parametrize("live", [torch.tensor([1.0]), torch.tensor([1, 2]), torch.tensor(1)])
-def test_live_is_one_integer(live: Tensor) -> None:
+@pytest.mark.parametrize("op", OPS)
+def test_live_is_one_integer(op: str, live: Tensor) -> None:
     with launches() as made, pytest.raises(ValueError, match=r"^live: expected"):
-        kernels.linear(*_calls(4, torch.float32)["linear"], live=live)
+        getattr(kernels, op.partition(" ")[0])(*_calls(4, torch.float32)[op], live=live)
     assert not made
 
 

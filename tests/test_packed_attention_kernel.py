@@ -61,6 +61,11 @@ def test_the_sizes_of_real_models(hidden: int, heads: int) -> None:
     _measure((70, 20), hidden, heads, torch.float16)
 
 
+@pytest.mark.parametrize("lengths", [(5,), (5, 40)])
+def test_heads_that_programs_do_not_divide_evenly(lengths: tuple[int, ...]) -> None:
+    _measure(lengths, 96, 6, torch.float16)
+
+
 def test_every_tile_of_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
     shapes = [
         (torch.float16, 32, (20, 32)), (torch.float16, 32, (60, 3)), (torch.float16, 64, (150, 40)),
@@ -170,7 +175,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "no columns": ({"qkv": torch.zeros(4, 0)}, r"qkv: expected \[T, 3E\]"),
     "heads": ({"heads": 5}, "qkv: expected .* divisible by 5 heads"),
     "no heads": ({"heads": 0}, "qkv: expected .* divisible by 0 heads"),
-    "head size": ({"qkv": torch.zeros(4, 3 * 512), "heads": 1}, "heads: expected a head size of 256"),
+    "head size": ({"qkv": torch.zeros(4, 3 * 512), "heads": 1}, "heads: expected .* 256 at most, got 512"),
     "strides": ({"qkv": torch.zeros(96, 4).T}, "qkv: expected a contiguous last axis"),
     "decreasing": ({"cu_seqlens": _of(0, 3, 1, 4)}, "cu_seqlens: expected 0 to 4"),
     "start": ({"cu_seqlens": _of(1, 4)}, "cu_seqlens: expected 0 to 4"),

@@ -84,6 +84,11 @@ def test_any_shape(pairs: int, hidden: int, labels: int, dtype: torch.dtype) -> 
     _measure(pairs, hidden, labels, dtype)
 
 
+def test_what_lies_between_may_have_a_stride_of_its_own() -> None:
+    inputs, pooled = _inputs(3, 16, 2), torch.full((3, 19), torch.nan)[:, :16]
+    assert torch.equal(pool_classify(*inputs, pooled=pooled), pool_classify(*inputs))
+
+
 def test_nothing_is_rounded_between_the_products() -> None:
     """The classifier subtracts the rounded tanh, and what rounding would have lost is left."""
     one, half = torch.ones(1, 1).half(), torch.full((1, 1), 0.5).half()
@@ -129,6 +134,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "device": ({"classifier_bias": torch.zeros(2, device="meta")}, f"classifier_bias: expected it on {HERE}"),
     "strides": ({"cls": torch.zeros(64, 4).T}, "cls: expected a contiguous last axis"),
     "pooled": ({"pooled": torch.zeros(4, 64).half()}, "pooled: expected float32"),
+    "pooled's device": ({"pooled": torch.zeros(4, 64, device="meta")}, f"pooled: expected it on {HERE}"),
     "out": ({"out": torch.zeros(4, 3)}, r"out: expected shape \[4, 2\]"),
     "gradient": ({"cls": torch.zeros(4, 64, requires_grad=True)}, "cls: requires a gradient"),
 }

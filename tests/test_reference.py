@@ -120,7 +120,10 @@ def test_the_other_ops_are_their_formulas() -> None:
     normal = (total - total.mean(1, keepdim=True)) / (total.var(1, correction=0, keepdim=True) + 0.1).sqrt()
     _close(twins.add_layer_norm(x, residual, scale, shift, 0.1), normal * wide[4] + wide[5])
     pooled = torch.tanh(product) @ torch.ones(24, 3).double() + 2
-    _close(twins.pool_classify(x, weight, bias, torch.ones(3, 24), torch.full((3,), 2.0)), pooled)
+    between = torch.empty(5, 24)
+    classifier = torch.ones(3, 24), torch.full((3,), 2.0)
+    _close(twins.pool_classify(x, weight, bias, *classifier, pooled=between), pooled)
+    _close(between, torch.tanh(product))
 
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64])

@@ -69,6 +69,11 @@ def test_every_bucket_is_some_batch_s_own(limits):
         assert _holds(bucket, Bucket(tokens, pairs, longest))
 
 
+def test_a_batch_that_fills_the_budget_has_one():
+    """17 pairs, one of 65 tokens and all others as short as can be."""
+    assert bucket_of(buckets(113, 100), 113, 17, 65) == Bucket(113, 37, 100)
+
+
 def test_a_batch_beyond_the_largest_has_none():
     among = buckets(2048, 512)
     assert bucket_of(among, 2048, 4, 512) is not None

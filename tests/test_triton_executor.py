@@ -216,6 +216,22 @@ def test_warm_up_launches_and_captures_every_bucket_once(executor, monkeypatch):
     assert executor._graphs[Bucket(64, 1, 32)].replays == 1
 
 
+def test_a_warm_up_ends_when_what_it_launched_has(executor, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
+    monkeypatch.setattr(executor._launches, "launch", lambda sizes: None)
+    executor._stream = FakeStream()
+    list(executor.warm_up())
+    assert executor._stream.waits == 1
+
+
+def test_a_warm_up_finds_nothing_of_the_batch_before(executor, monkeypatch):
+    """Its numbers lie where another bucket has other ones: lengths could be taken for bounds."""
+    numbers, live = executor._launches.feed.numbers.fill_(2**30), []
+    monkeypatch.setattr(executor._launches, "launch", lambda sizes: live.append(bool(numbers.any())))
+    list(executor.warm_up())
+    assert live == [False]
+
+
 def test_shares_of_what_is_compiled_are_all_of_it_and_capture_nothing(executor, monkeypatch):
     events: list[Bucket] = []
     monkeypatch.setattr(executor._launches, "launch", events.append)
@@ -237,16 +253,26 @@ def test_a_capture_ends_whatever_happens_in_it(monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
     monkeypatch.setattr(triton_device, "_failed", [])
-    assert isinstance(triton_device.record(lambda: events.append(gc.isenabled()), pool="shared"), Graph)
+
+    def launch() -> None:
+        events.append((gc.isenabled(), triton_device._capturing.locked()))
+
+    assert isinstance(triton_device.record(launch, pool="shared"), Graph)
     assert triton_device._failed == []
     with pytest.raises(RuntimeError, match="no"):
         triton_device.record(_failing(RuntimeError("no")), pool="shared")
-    # other threads may allocate meanwhile; what is collected could be a graph, which would spoil it
+    # other threads may allocate, not capture; what is collected could be a graph, which would spoil it
     begin = {"pool": "shared", "capture_error_mode": "thread_local"}
-    assert events == [begin, False, "end", begin, "end"]
+    assert events == [begin, (False, True), "end", begin, "end"]
     assert gc.isenabled()
     assert len(triton_device._failed) == 1
     assert not triton_device._capturing.locked()
+    gc.disable()
+    try:
+        triton_device.record(launch, pool="shared")
+        assert not gc.isenabled(), "whoever switched it off before finds it so"
+    finally:
+        gc.enable()
 
 
 def test_a_capture_that_does_not_begin_is_ended_too(monkeypatch):
@@ -423,6 +449,12 @@ def test_another_engine_s_compiles_are_not_blamed_on_the_one_that_is_warm(bundle
     assert len(caplog.records) == 1
 
 
+def test_after_a_launch_that_fails_nothing_counts_as_warm():
+    with pytest.raises(KeyError), triton_compiles.warm():
+        raise KeyError
+    assert not triton_compiles._thread.warm
+
+
 # Errors
 
 
@@ -476,6 +508,21 @@ def test_a_device_that_is_lost_shows_where_its_results_are_awaited(executor, mon
     stream.error = RuntimeError("CUDA error: GPU is lost")
     executor.close()
     assert not executor._launches.weights
+
+
+def test_what_the_batches_themselves_raise_is_told_though_the_device_is_lost(executor, monkeypatch):
+    stream = FakeStream()
+    run(executor, packed([5]))  # leaves a place for results: there is no pinned memory here
+    monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
+    executor._stream = executor._results._stream = stream
+
+    def broken() -> Iterator[Any]:
+        yield packed([5])
+        stream.error = RuntimeError("CUDA error: GPU is lost")
+        raise OSError("no more")
+
+    with pytest.raises(OSError, match="no more"):
+        list(executor.run(broken()))
 
 
 @pytest.mark.parametrize(
@@ -546,7 +593,8 @@ def test_a_closed_executor_gives_its_memory_back_and_says_so(executor):
     executor.close()
     assert not executor._launches.weights
     held = executor._launches
-    assert held.arena.numel() == held.feed.numbers.numel() == held.logits.numel() == 0
+    buffers = held.arena, held.pooled, held.logits, held.feed.numbers
+    assert [buffer.numel() for buffer in buffers] == [0] * 4
     with pytest.raises(SegueError, match="closed"):
         list(results)
     with pytest.raises(SegueError, match="closed"):
@@ -556,13 +604,19 @@ def test_a_closed_executor_gives_its_memory_back_and_says_so(executor):
 
 
 def test_a_closed_executor_lets_go_of_its_stream(executor, monkeypatch):
-    """And of the memory, with no capture under way."""
-    emptied = []
-    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(triton_device._capturing.locked()))
-    executor._stream = executor._results._stream = SimpleNamespace(synchronize=lambda: None)
+    """And, once all is computed, of its graphs and the memory, with no capture under way."""
+    events: list[Any] = []
+
+    def empty() -> None:
+        events.append(triton_device._capturing.locked())
+
+    monkeypatch.setattr(torch.cuda, "empty_cache", empty)
+    executor._graphs = SimpleNamespace(clear=empty)
+    stream = SimpleNamespace(synchronize=lambda: events.append("computed"))
+    executor._stream = executor._results._stream = stream
     executor.close()
     assert executor._stream is executor._results._stream is None
-    assert emptied == [True]
+    assert events == ["computed", True, True]
 
 
 # The engine on it

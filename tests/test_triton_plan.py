@@ -139,6 +139,11 @@ def _slice_other_bounds(graph: onnx.GraphProto) -> None:
     node.input[1] = "one"
 
 
+def _slice_other_numbers(graph: onnx.GraphProto) -> None:
+    (node,) = (node for node in graph.node if node.op_type == "Slice")
+    node.name, node.input[0] = "cut", "position_ids"
+
+
 def _drop_bias(graph: onnx.GraphProto) -> None:
     del _node(graph, "layers/0/qkv/Gemm").input[2]
 
@@ -189,6 +194,7 @@ def _rename_op(graph: onnx.GraphProto) -> None:
         (lambda g: _set(g, "layers/1/Gather", axis=1), "node 'layers/1/Gather', Gather"),
         (_gather_a_weight, "node 'layers/1/Gather' over 'layers.0.qkv.weight'"),
         (_slice_other_bounds, "node 'cut', Slice"),
+        (_slice_other_numbers, "node 'cut', Slice"),
         (_rename_op, "node 'layers/0/PackedAttention', segue::UnpackedAttention"),
         (lambda g: g.node.remove(_node(g, "head/PoolClassify")), "no node gives 'logits'"),
     ],

@@ -106,6 +106,7 @@ def test_sums_are_float32_while_it_computes_and_only_then():
     within = None
     with suppress(KeyError), library():
         within = [getattr(backend, name) for name in SWITCHES]
+        assert triton_products._switched.locked(), "another thread would switch them back"
         raise KeyError
     assert within == [False, False]
     assert [getattr(backend, name) for name in SWITCHES] == before
