@@ -98,6 +98,12 @@ def test_masks_are_fresh_every_epoch(store, tokenizer):
     assert abs(both - share * count) < 6 * np.sqrt(share * count)
 
 
+def test_another_seed_masks_other_tokens_of_the_same_instances(instances, store, tokenizer):
+    other = Instances(store, tokenizer, max_tokens=64, seed=8)
+    other.packed = instances.packed
+    assert not any(np.array_equal(other[i]["labels"], instances[i]["labels"]) for i in range(10))
+
+
 def test_each_item_has_masks_of_its_own(instances):
     full = [item["labels"] != IGNORED for item in instances if len(item["labels"]) == 64]
     assert len(full) > 100

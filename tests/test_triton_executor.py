@@ -28,7 +28,7 @@ from triton.runtime.jit import JitFunctionInfo
 from triton_tools import FIVE_LABELS, LONGEST, NSP, ONE_LABEL, judge, open_triton, packed, run, run_eagerly
 
 import segue.executors
-from segue import BundleError, Engine, ExecutorUnavailable, InputError, SegueError
+from segue import BundleError, Engine, ExecutorUnavailable, InputError, SegueError, kernels
 from segue.batching import pack
 from segue.cli import main
 from segue.executors import open_executor, triton_compiles, triton_device
@@ -125,6 +125,21 @@ def test_rounding_up_to_a_bucket_changes_no_bit(bundle, precision):
     assert rounded.tobytes() == exact.tobytes()
     grids = {launch.grid for launch in seen if launch.kernel == "_cls_attention_kernel"}
     assert {grid[0] for grid in grids} == {1, 4, 16}  # of 1, 2 and 9 pairs
+
+
+def test_attention_is_told_the_longest_pair_of_its_batch(make_bundle, monkeypatch):
+    """Which is what its grid and its tile are chosen by."""
+    told: list[tuple[str, int]] = []
+    for name in ("packed_attention", "cls_attention"):
+        real = getattr(kernels, name)
+
+        def noted(*some: Any, _name: str = name, _real: Any = real, longest: int, **options: Any) -> Any:
+            told.append((_name, longest))
+            return _real(*some, longest=longest, **options)
+
+        monkeypatch.setattr(kernels, name, noted)
+    run(open_triton(make_bundle(**NSP)), packed([5, 9]))
+    assert set(told) == {("packed_attention", 9), ("cls_attention", 9)}
 
 
 @given(st.lists(st.integers(3, LONGEST), min_size=1, max_size=12).filter(lambda lengths: sum(lengths) <= 64))
