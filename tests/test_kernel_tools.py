@@ -150,7 +150,7 @@ def test_launches_are_noted_and_take_place() -> None:
     with launches() as made:
         launch(kernels.copy, (1,), x, out, 5, 5, 4, 5, ROWS=4, COLUMNS=8, device=x.device)
         launch(kernels.copy, (0,), x, out, 5, 5, 4, 5, ROWS=4, COLUMNS=8, device=x.device)
-    assert made == [Launch("copy", (1,), {"ROWS": 4, "COLUMNS": 8})]
+    assert made == [Launch("copy", (1,), {"ROWS": 4, "COLUMNS": 8, "enable_fp_fusion": True})]
     assert torch.equal(out, x)
 
 
