@@ -11,10 +11,9 @@ from numpy.typing import NDArray
 
 from segue.checks import positive_whole
 from segue.engine import Engine, warn_truncated
-from segue.errors import SegueError
 from segue.head import check_output, positive_column, scores
 from segue.joining import Joiner
-from segue.ranking import check_ranking, ranking
+from segue.ranking import about_documents, check_ranking, ranking
 from segue.text import read_pairs
 
 __all__ = ["AsyncEngine"]
@@ -45,7 +44,7 @@ class AsyncEngine:
         Raises:
             InputError: `max_waiting` is no whole number from 1.
         """
-        most = None if max_waiting is None else positive_whole("max_waiting", max_waiting, 1)
+        most = positive_whole("max_waiting", max_waiting, None)
         self.engine, self._head = engine, engine.info.head
         self._joiner = Joiner(engine, max_waiting=most)
 
@@ -95,10 +94,8 @@ class AsyncEngine:
             Overloaded: too many pairs are waiting.
         """
         texts, top_k = check_ranking(query, documents, top_k, self._head)
-        try:
+        with about_documents():
             logits = await self._logits([(query, text) for text in texts], truncation, max_tokens)
-        except SegueError as error:
-            raise error.of(f"documents[{error.index}]") from error.__cause__
         return ranking(logits, self._head, texts, top_k, return_documents)
 
     async def close(self) -> None:

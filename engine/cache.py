@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 
 from segue import __version__
 from segue.bundle import MANIFEST
-from segue.errors import BundleError, ExecutorUnavailable, SegueError
+from segue.errors import BundleError, ExecutorUnavailable, SegueError, install
 
 __all__ = ["cache_folder", "exported"]
 
@@ -62,8 +62,7 @@ def exported(source: Path, precision: str = "float32") -> Path:
         from segue.export import export_checkpoint
     except ImportError as error:
         raise ExecutorUnavailable(
-            f"exporting {source} needs the package {error.name}: "
-            f"pip install 'segue[{'cpu' if error.name == 'onnxruntime' else 'export'}]'"
+            f"exporting {source} needs the package {error.name}: {install(error.name, 'export')}"
         ) from error
     with _alone(folder / ".lock"):
         if (bundle / MANIFEST).is_file():  # another exported it meanwhile

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -10,8 +10,10 @@ from segue.errors import InputError
 
 __all__ = ["positive_whole"]
 
+_Default = TypeVar("_Default", int, None)
 
-def positive_whole(name: str, value: Any, default: int, *, most: int | None = None) -> int:
+
+def positive_whole(name: str, value: Any, default: _Default, *, most: int | None = None) -> int | _Default:
     """Return a whole number from 1, or `default` for None.
 
     Raises:

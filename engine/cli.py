@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from types import ModuleType
 
 from segue import __version__
-from segue.errors import BundleError, ExecutorUnavailable, InputError, SegueError
+from segue.errors import BundleError, ExecutorUnavailable, InputError, SegueError, install
 from segue.files import discard_output
 from segue.options import add_limits, add_model, add_table, count
 from segue.terminal import printable
@@ -213,9 +213,8 @@ def _needs(extra: str | None) -> Iterator[None]:
     except ModuleNotFoundError as error:
         if extra is None or (error.name or "segue").partition(".")[0] == "segue":
             raise
-        extra = "cpu" if error.name == "onnxruntime" else extra
         raise ExecutorUnavailable(
-            f"{error.name} is not installed, which this command needs: pip install 'segue[{extra}]'"
+            f"{error.name} is not installed, which this command needs: {install(error.name, extra)}"
         ) from error
 
 

@@ -20,7 +20,7 @@ from segue.encoded import Encoded, Ints
 from segue.errors import BundleError, InputError, SegueError
 from segue.executors import Executor, check_choice, execute, open_executor
 from segue.head import check_output, positive_column, scores
-from segue.ranking import check_ranking, ranking
+from segue.ranking import about_documents, check_ranking, ranking
 from segue.report import Explanation, Info
 from segue.text import PairEncoder, check_iterable
 from segue.threads import available_threads
@@ -104,7 +104,7 @@ class Engine:
         if not isinstance(batch_invariant, bool):
             raise InputError(f"batch_invariant: expected True or False, got {batch_invariant!r}")
         threads = positive_whole("threads", threads, available_threads(), most=_MOST_THREADS)
-        batch_tokens = positive_whole("max_batch_tokens", max_batch_tokens, 0, most=_MOST_TOKENS) or None
+        batch_tokens = positive_whole("max_batch_tokens", max_batch_tokens, None, most=_MOST_TOKENS)
         check_choice(executor, device, precision)
         bundle = _bundle_folder(path, precision)
         manifest = read_bundle(bundle)
@@ -209,11 +209,9 @@ class Engine:
             SegueError: as in `score`.
         """
         texts, top_k = check_ranking(query, documents, top_k, self._manifest.head)
-        try:
+        with about_documents():
             encoded = self._encode([(query, text) for text in texts], truncation, max_tokens)
             logits = self._logits(encoded)
-        except SegueError as error:
-            raise error.of(f"documents[{error.index}]") from error.__cause__
         warn_truncated(encoded.truncated, len(encoded.inverse))
         return ranking(logits, self._manifest.head, texts, top_k, return_documents)
 

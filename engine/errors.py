@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from typing import Self
 
-__all__ = ["BundleError", "ExecutorUnavailable", "InputError", "Overloaded", "SegueError"]
+__all__ = ["BundleError", "ExecutorUnavailable", "InputError", "Overloaded", "SegueError", "install"]
+
+
+def install(package: str | None, extra: str) -> str:
+    """Say how to get a package that is missing: onnxruntime by an extra of its own, others by `extra`."""
+    return f"pip install 'segue[{'cpu' if package == 'onnxruntime' else extra}]'"
 
 
 class SegueError(Exception):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -10,11 +11,11 @@ from numpy.typing import NDArray
 
 from segue.bundle import Head
 from segue.checks import positive_whole
-from segue.errors import InputError
+from segue.errors import InputError, SegueError
 from segue.head import positive_column, ranked
 from segue.text import check_iterable, check_unicode
 
-__all__ = ["check_ranking", "ranking"]
+__all__ = ["about_documents", "check_ranking", "ranking"]
 
 
 def check_ranking(
@@ -31,12 +32,21 @@ def check_ranking(
         raise InputError(f"query: expected str, got {type(query).__name__}")
     check_unicode("query", query)
     check_iterable("documents", documents, "str")
-    top_k = None if top_k is None else positive_whole("top_k", top_k, 1)
+    top_k = positive_whole("top_k", top_k, None)
     texts = list(documents)
     for index, text in enumerate(texts):
         if not isinstance(text, str):
             raise InputError(f"documents[{index}]: expected str, got {type(text).__name__}")
     return texts, top_k
+
+
+@contextmanager
+def about_documents() -> Iterator[None]:
+    """Let an error that names a pair name the document."""
+    try:
+        yield
+    except SegueError as error:
+        raise error.of(f"documents[{error.index}]") from error.__cause__
 
 
 def ranking(

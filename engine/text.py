@@ -225,8 +225,7 @@ def read_pairs(pairs: Iterable[Any]) -> list[tuple[str, str]]:
     Raises:
         InputError: `pairs` is no iterable of pairs, or one of them is not two strings.
     """
-    check_iterable("pairs", pairs, "(str, str)")
-    return [(first, second) for first, second in (pairs if _plain(pairs) else _checked(pairs))]
+    return [(first, second) for first, second in _rows(pairs)]
 
 
 def number_pairs(pairs: Iterable[Any]) -> tuple[list[str], Ints]:
@@ -235,10 +234,9 @@ def number_pairs(pairs: Iterable[Any]) -> tuple[list[str], Ints]:
     Raises:
         InputError: `pairs` is no iterable of pairs, or one of them is not two strings.
     """
-    check_iterable("pairs", pairs, "(str, str)")
+    rows = _rows(pairs)
     numbers: defaultdict[str, int] = defaultdict(count().__next__)
-    sides = chain.from_iterable(pairs if _plain(pairs) else _checked(pairs))
-    numbered = np.fromiter(map(numbers.__getitem__, sides), dtype=np.int64)
+    numbered = np.fromiter(map(numbers.__getitem__, chain.from_iterable(rows)), dtype=np.int64)
     return list(numbers), numbered.reshape(-1, 2)
 
 
@@ -250,6 +248,12 @@ def _distinct(numbered: Ints, sentences: int) -> tuple[Ints, Ints]:
     _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
     appearance = np.argsort(first)
     return numbered[first[appearance]], np.argsort(appearance)[inverse]
+
+
+def _rows(pairs: Any) -> Iterable[Any]:
+    """Return what gives two str at a time, or says as it is read which pair is none."""
+    check_iterable("pairs", pairs, "(str, str)")
+    return pairs if _plain(pairs) else _checked(pairs)
 
 
 def _plain(pairs: Iterable[Any]) -> bool:

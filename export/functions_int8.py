@@ -2,7 +2,7 @@
 
 Bodies of standard operators again, written as quantisation is commonly written: values are made whole by a
 QuantizeLinear and given back by a DequantizeLinear, and a product stands between two of the latter. Any
-runtime can follow that literally; ONNX Runtime (1.25 to 1.31 tried) makes an integer product of it. Weights
+runtime can follow that literally; ONNX Runtime (1.25 to 1.32 tried) makes an integer product of it. Weights
 are symmetric, and their zero point stands there all the same: before 1.30, ONNX Runtime's mode for CPUs on
 which products overflow ends the process where it is left out.
 """

@@ -118,12 +118,13 @@ def open_executor(
     try:
         from segue.executors.onnxruntime import OnnxRuntimeExecutor
     except ImportError as error:
-        broken = find_spec("onnxruntime") is not None
+        if find_spec("onnxruntime") is not None:
+            raise ExecutorUnavailable(
+                f"executor='onnxruntime': {error}. Where onnxruntime and onnxruntime-gpu were both "
+                f"installed, neither is whole: {ONNX_RUNTIME_ANEW}"
+            ) from error
         raise ExecutorUnavailable(
-            f"executor='onnxruntime': {error}. Where onnxruntime and onnxruntime-gpu were both installed, "
-            f"neither is whole: {ONNX_RUNTIME_ANEW}"
-            if broken
-            else "executor='onnxruntime' needs the package onnxruntime: "
+            "executor='onnxruntime' needs the package onnxruntime: "
             "pip install 'segue[cpu]', or 'segue[gpu]' for CUDA"
         ) from error
     return OnnxRuntimeExecutor.open(
