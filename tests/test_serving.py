@@ -244,6 +244,19 @@ def test_documents_come_back_as_they_were_given(client: Client) -> None:
     )
 
 
+@pytest.mark.parametrize("value", ["NaN", "-1e400", '"\\ud800"'])
+def test_documents_that_json_cannot_say_do_not_come_back(
+    client: Client, caplog: pytest.LogCaptureFixture, value: str
+) -> None:
+    """Though Python reads them; what they hold beside their text is none of the model's business."""
+    body = f'{{"query": "a", "documents": [{{"text": "b", "x": {value}}}], "return_documents": true}}'
+    status, _, answer = client("/v2/rerank", body.encode())
+    assert status == 422
+    assert answer["error"].startswith("documents: cannot be returned as JSON: ")
+    assert client("/v2/rerank", body.replace("true", "false").encode())[0] == 200
+    assert not caplog.records
+
+
 def test_equal_scores_keep_the_order_of_the_documents(client: Client) -> None:
     texts = ["the same"] * 5
     assert [one["index"] for one in client("/rerank", {"query": QUERY, "texts": texts})[2]] == list(range(5))

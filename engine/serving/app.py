@@ -148,7 +148,11 @@ class Service:
             raise HTTPException(413, f"{asked.name}: {len(asked.pairs)} pairs, more than {self._max_pairs}")
         answer = await self._answer(asked, request)
         self._metrics.scored(answer)
-        return JSONResponse(asked.write(asked, answer, self._head, self.name), headers=_headers(answer))
+        content = asked.write(asked, answer, self._head, self.name)
+        try:
+            return JSONResponse(content, headers=_headers(answer))
+        except ValueError as error:  # NaN or half a surrogate pair, beside the text of a document
+            raise InputError(f"{asked.name}: cannot be returned as JSON: {error}") from None
 
     async def health(self, request: Request) -> Response:
         """Tell whether the model computes; where the last turn failed, by trying."""
