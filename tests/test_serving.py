@@ -667,12 +667,18 @@ def test_texts_that_would_take_gigabytes_are_refused(engine: Engine) -> None:
         )
 
 
-def test_health_knows_of_an_engine_that_is_closed(bundle: Path) -> None:
+def test_an_engine_that_is_closed_is_no_fault_of_a_request(
+    bundle: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     engine = Engine.load(bundle, threads=1, device="cpu")
     with serving(create_app(engine)) as client:
         engine.close()
         status, _, answer = client("/health")
         assert (status, answer["error"]) == (503, "the model does not compute: this engine is closed")
+        status, _, answer = client("/score", {"queries": "a", "documents": "b"})
+        assert (status, answer["error"]) == (503, "this engine is closed")
+        assert answer["error_type"] == "Unhealthy"
+    assert not caplog.records
 
 
 def test_an_application_can_end_and_begin_again(engine: Engine) -> None:

@@ -215,7 +215,12 @@ class Service:
 
     async def _answer(self, asked: Asked, request: Request) -> Answer:
         """Wait for the answer, and give it up where the client goes away."""
-        future = self._joiner.ask(asked.pairs, truncation=asked.truncation, max_tokens=asked.max_tokens)
+        try:
+            future = self._joiner.ask(asked.pairs, truncation=asked.truncation, max_tokens=asked.max_tokens)
+        except (InputError, Overloaded, Closed):
+            raise
+        except SegueError as error:  # the engine is closed, or was loaded before a fork
+            raise HTTPException(503, str(error)) from error
         answer = asyncio.wrap_future(future)
         gone = asyncio.ensure_future(request.receive())  # after the body, a server says nothing else
         either: set[asyncio.Future[Any]] = {answer, gone}
