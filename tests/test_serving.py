@@ -442,6 +442,12 @@ def test_equal_scores_keep_the_order_of_the_documents(client: Client) -> None:
             "truncate_prompt_tokens: expected -1 or a whole number from 3, got 2",
         ),
         (
+            "/score",
+            {"queries": "a", "documents": "b", "truncate_prompt_tokens": 513},
+            422,
+            "truncate_prompt_tokens: 513 is above the model's limit, 512",
+        ),
+        (
             "/v2/rerank",
             {"query": "a", "documents": ["b"], "truncate_prompt_tokens": 10, "max_tokens": 20},
             422,

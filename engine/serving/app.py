@@ -137,10 +137,15 @@ class Service:
         asked = read(Body(await _body(request, self._max_body_bytes)))
         if asked.positive:
             positive_column(self._head)
-        if asked.document_tokens is not None and asked.document_tokens < self._engine.info.max_tokens:
+        limit = self._engine.info.max_tokens
+        if asked.prompt_tokens is not None and asked.prompt_tokens > limit:
             raise InputError(
-                f"max_tokens_per_doc: {asked.document_tokens} is below the model's limit, "
-                f"{self._engine.info.max_tokens}, and documents alone cannot be limited: give max_tokens"
+                f"truncate_prompt_tokens: {asked.prompt_tokens} is above the model's limit, {limit}"
+            )
+        if asked.document_tokens is not None and asked.document_tokens < limit:
+            raise InputError(
+                f"max_tokens_per_doc: {asked.document_tokens} is below the model's limit, {limit}, "
+                "and documents alone cannot be limited: give max_tokens"
             )
         if (most := max((len(text) for pair in asked.pairs for text in pair), default=0)) > _TEXT:
             raise HTTPException(413, f"{asked.name}: a text of {most} characters, more than {_TEXT}")

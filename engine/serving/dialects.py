@@ -39,6 +39,7 @@ class Asked:
     output: str = "probability"
     truncation: str = "longest_first"
     max_tokens: int | None = None
+    prompt_tokens: int | None = None  # the same, where it was given by vLLM's name
     document_tokens: int | None = None  # a limit on the second text alone
     top: int | None = None
     documents: list[Any] | None = None  # as they are to come back
@@ -183,10 +184,12 @@ def _options(body: Body) -> dict[str, Any]:
         raise InputError(
             f"truncate_prompt_tokens: expected -1 or a whole number from {MIN_TOKENS}, got {vllm}"
         )
+    tokens = None if vllm == -1 else vllm
     options = {
         "output": _agreed(body, output=output, raw_scores=OUTPUTS[raw], use_activation=OUTPUTS[not plain]),
         "truncation": body.choice("truncation", TRUNCATIONS),
-        "max_tokens": _agreed(body, max_tokens=most, truncate_prompt_tokens=None if vllm == -1 else vllm),
+        "max_tokens": _agreed(body, max_tokens=most, truncate_prompt_tokens=tokens),
+        "prompt_tokens": tokens,
     }
     body.end()
     return options
