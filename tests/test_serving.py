@@ -472,6 +472,7 @@ def test_equal_scores_keep_the_order_of_the_documents(client: Client) -> None:
             "texts: no such field; there are ",
         ),
         ("/rank", {}, 404, "no such path: /rank; there are POST /score, POST /v1/score, POST /predict, "),
+        ("*", {}, 404, "no such path: *; there are POST /score, "),
         ("/health", {}, 405, "Method Not Allowed"),
     ],
 )

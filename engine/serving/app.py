@@ -97,7 +97,8 @@ def create_app(
     async def unrouted(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         missing = error.status_code == 404
-        detail = f"no such path: {request.url.path}; there are {paths}" if missing else error.detail
+        path = request.scope["path"]  # not the URL's, which a Host that is none may spoil
+        detail = f"no such path: {path}; there are {paths}" if missing else error.detail
         return _error(error.status_code, detail, error.headers)
 
     @asynccontextmanager
@@ -215,7 +216,7 @@ class Service:
         except ClientDisconnect:
             return Response(status_code=_GONE)
         except Exception as error:
-            logging.getLogger("segue").exception("%s failed", request.url.path)
+            logging.getLogger("segue").exception("%s failed", request.scope["path"])
             return _error(500, _said(error))
 
     async def _answer(self, asked: Asked, request: Request) -> Answer:
