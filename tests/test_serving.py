@@ -537,6 +537,18 @@ def test_what_it_says_of_itself(client: Client, engine: Engine) -> None:
     assert (found["head"]["labels"], found["max_tokens"]) == (list(engine.labels), 512)
 
 
+def test_a_model_is_called_as_the_folder_that_was_loaded_and_not_as_what_is_kept_of_it(
+    make_checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The cache's name for it changes with every copy of the checkpoint and every version of segue."""
+    monkeypatch.setenv("SEGUE_CACHE", str(tmp_path))
+    checkpoint = make_checkpoint(layers=1)
+    with Engine.load(checkpoint, threads=1, device="cpu") as engine:
+        assert create_app(engine).state.service.name == checkpoint.name != Path(engine.info.path).name
+    with Engine.load(device="cpu") as engine:
+        assert create_app(engine).state.service.name == "nsp-minilm"
+
+
 def test_metrics_count_what_was_done(engine: Engine) -> None:
     with serving(create_app(engine)) as client:
         client("/score", {"queries": QUERY, "documents": TEXTS})

@@ -64,7 +64,7 @@ def create_app(
     application ends, but nobody tells one that is mounted in another.
 
     Args:
-        name: what answers call the model; None: its folder's name.
+        name: what answers call the model; None: the name of the folder that was loaded.
         max_pairs: in one request; more are refused with 413.
         max_waiting: pairs of all requests that may wait; more are refused with 429, unless none wait.
         max_body_bytes: of a request; longer ones are refused with 413.
@@ -74,7 +74,7 @@ def create_app(
     """
     service = Service(
         engine,
-        name=name or Path(engine.info.path).name,
+        name=name or Path(engine._arguments["path"] or engine.info.path).name,  # not the cache's for it
         max_pairs=positive_whole("max_pairs", max_pairs, MAX_PAIRS),
         max_waiting=positive_whole("max_waiting", max_waiting, MAX_WAITING),
         max_body_bytes=positive_whole("max_body_bytes", max_body_bytes, MAX_BODY_BYTES),
