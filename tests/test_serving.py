@@ -915,3 +915,5 @@ def test_a_missing_package_is_named_with_its_extra() -> None:
 def test_an_option_of_the_application_is_checked(engine: Engine) -> None:
     with pytest.raises(InputError, match=r"^max_pairs: expected a whole number from 1, got 0$"):
         create_app(engine, max_pairs=0)
+    with pytest.raises(InputError, match=r"^name: a lone surrogate, '\\udce9', at character 3"):
+        create_app(engine, name="caf\udce9")  # which a shell gives that is not set to UTF-8

@@ -36,6 +36,7 @@ from segue.joining import Answer, Closed, Joiner
 from segue.serving.body import Body
 from segue.serving.dialects import READERS, Asked
 from segue.serving.metrics import Metrics
+from segue.text import check_unicode
 
 __all__ = ["MAX_BODY_BYTES", "MAX_PAIRS", "MAX_WAITING", "Service", "create_app"]
 
@@ -70,11 +71,13 @@ def create_app(
         max_body_bytes: of a request; longer ones are refused with 413.
 
     Raises:
-        InputError: a limit is no whole number from 1.
+        InputError: a limit is no whole number from 1, or the name is no valid Unicode.
     """
+    name = name or Path(engine._arguments["path"] or engine.info.path).name  # not the cache's for it
+    check_unicode("name", name)
     service = Service(
         engine,
-        name=name or Path(engine._arguments["path"] or engine.info.path).name,  # not the cache's for it
+        name=name,
         max_pairs=positive_whole("max_pairs", max_pairs, MAX_PAIRS),
         max_waiting=positive_whole("max_waiting", max_waiting, MAX_WAITING),
         max_body_bytes=positive_whole("max_body_bytes", max_body_bytes, MAX_BODY_BYTES),
