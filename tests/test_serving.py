@@ -772,6 +772,9 @@ def test_a_cancellation_from_outside_is_not_answered(engine: Engine, monkeypatch
         asyncio.run(ask())
     gate.open.set()
     app.state.service.close()
+    counted = app.state.service._metrics.text()  # or only those that took no longer would be
+    assert b'segue_requests_total{path="/score",status="499"} 1.0' in counted
+    assert b'segue_request_seconds_count{path="/score"} 1.0' in counted
 
 
 def _heed_signals() -> None:

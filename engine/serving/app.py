@@ -194,10 +194,13 @@ class Service:
         """Return the handler with its requests counted, and its errors as answers."""
 
         async def respond(request: Request) -> Response:
-            started = perf_counter()
-            response = await self._respond(request, handler)
-            self._metrics.answered(path, response.status_code, perf_counter() - started)
-            return response
+            started, status = perf_counter(), _GONE  # where it is cancelled, whoever asked no longer waits
+            try:
+                response = await self._respond(request, handler)
+                status = response.status_code
+                return response
+            finally:
+                self._metrics.answered(path, status, perf_counter() - started)
 
         return respond
 
