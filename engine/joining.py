@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import os
 import threading
+import weakref
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -114,7 +115,8 @@ class Joiner:
             self._waiting += len(pairs)
             self._held += held
             self._changed.notify()
-        request.future.add_done_callback(lambda _: self._forget(request))
+        asked = weakref.ref(request)  # or it would live until cycles are collected, texts and all
+        request.future.add_done_callback(lambda _: self._forget(asked()))
         return request.future
 
     def open(self) -> None:
@@ -133,8 +135,11 @@ class Joiner:
             thread.join()
             atexit.unregister(self.close)
 
-    def _forget(self, request: _Request) -> None:
-        """Begin no more pairs of a request that has ended, as a cancelled one may before they were begun."""
+    def _forget(self, request: _Request | None) -> None:
+        """Begin no more pairs of a request that has ended, as a cancelled one may before they were begun; if
+        it is gone, all of them were."""
+        if request is None:
+            return
         with self._changed:
             self._waiting -= request.left
             self._held -= sum(request.sizes[request.begun :])
@@ -144,6 +149,7 @@ class Joiner:
         while turn := self._next_turn():
             self.turns += 1
             self._compute(turn)
+            del turn  # or its requests would stay while nobody asks
 
     def _next_turn(self) -> list[tuple[_Request, int]]:
         """Wait for pairs and return some, each as its request and its place there; none: this is the end."""

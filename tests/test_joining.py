@@ -6,6 +6,7 @@ import random
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from pathlib import Path
@@ -275,6 +276,18 @@ def test_nothing_ends_the_thread(engine: Engine, joiner: Joiner, monkeypatch: py
         with pytest.raises(SystemExit):
             joiner.ask([(A, B)]).result(SECONDS)
     check(joiner.ask([(A, B)]).result(SECONDS), engine, [(A, B)])
+
+
+def test_nothing_of_a_request_stays_once_it_is_answered(joiner: Joiner) -> None:
+    class Pairs(list[Any]):  # of a list itself there are no weak references
+        pass
+
+    pairs = Pairs([(A, B)] * 3)
+    alive = weakref.ref(pairs)
+    future = joiner.ask(pairs)
+    del pairs
+    future.result(SECONDS)
+    until(lambda: alive() is None)
 
 
 def test_options_are_refused_at_the_call(joiner: Joiner) -> None:
