@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from segue.encoded import MIN_TOKENS, Ints
 from segue.engine import Engine
-from segue.errors import Overloaded, SegueError
+from segue.errors import InputError, Overloaded, SegueError
 
 __all__ = ["Answer", "Closed", "Joiner", "Pair"]
 
@@ -72,7 +72,7 @@ class Joiner:
         self._closed = False
         self._process = os.getpid()
         self.turns = 0  # computed so far
-        self.broken: BaseException | None = None  # what the last turn failed with, where no pair was to blame
+        self.broken: BaseException | None = None  # what the last turn failed with, unless a pair was bad
 
     @property
     def waiting(self) -> int:
@@ -196,14 +196,16 @@ class Joiner:
                 encoded = self._engine._encode(pairs, truncation, max_tokens)
                 logits = self._engine._logits(encoded)
                 sizes = encoded.lengths[encoded.inverse]
+                self.broken = None
                 for (one, place), row, size, short in zip(
                     turn, logits, sizes, encoded.shortened, strict=True
                 ):
                     one.done(place, row, size, short)
-                self.broken = None
                 return
             except BaseException as error:  # this thread has to live
                 if isinstance(error, SegueError) and error.index is not None:
+                    if not isinstance(error, InputError):
+                        self.broken = error  # values that are not finite: it may give none for any pair
                     bad, place = turn[error.index]
                     bad.fail(error.at(place))
                     turn = [entry for entry in turn if entry[0] is not bad]

@@ -191,6 +191,9 @@ def test_logits_that_are_no_numbers_fail_the_request_they_belong_to(
     with pytest.raises(SegueError, match=r"^pairs\[1\]: the model's logits are not finite"):
         bad.result()
     assert joiner.broken is None
+    with pytest.raises(SegueError):
+        joiner.ask([(LONG, A)]).result(SECONDS)
+    assert joiner.broken is not None  # nothing tells whether other pairs would do better
 
 
 class Failing:
