@@ -752,6 +752,13 @@ def test_a_client_that_offers_http_2_keeps_its_body(bundle: Path) -> None:
     assert process.communicate(timeout=SECONDS)[1] == ""  # else each request would leave a line
 
 
+def test_a_connection_outlives_the_time_that_proxies_keep_one(engine: Engine) -> None:
+    """nginx and AWS's balancers: 60 s. uvicorn's own 5 s would close it under the request that they send."""
+    app = create_app(engine)
+    server = command._Server(app.state.service, engine.info, app, 1)
+    assert server.config.timeout_keep_alive > 60
+
+
 def test_a_cancellation_from_outside_is_not_answered(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """As where an application around this one gives each request so much time."""
     gate = Gate(engine, monkeypatch)

@@ -21,6 +21,7 @@ from segue.terminal import printable
 __all__ = ["add_arguments", "run"]
 
 _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+_KEEP_ALIVE = 75  # seconds; proxies reuse a connection for up to 60, and one just closed loses a request
 
 _EPILOG = """\
 paths:
@@ -109,6 +110,7 @@ class _Server(uvicorn.Server):
                 access_log=False,
                 server_header=False,
                 timeout_graceful_shutdown=grace,
+                timeout_keep_alive=_KEEP_ALIVE,
             )
         )
         self._service = service
