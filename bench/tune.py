@@ -267,7 +267,7 @@ def _tables(device: str, smoke: bool) -> Iterator[Table]:
                 (32, 64, 128), (16, 32, 64, 128, 256), depths, (4, 8), (3, 4, 6), resident
             )
             if r >= least and (w == 4 or r * c >= 128 * 128) and (w == 8 or r * c < 128 * 256)
-            if 2 * d * s * (r + c) + 4 * r * c * (p > 0) // 2 <= limit // max(p, 1)
+            if 2 * d * s * (r + c) + min(2 * r * c, 2**15) * (p > 0) <= limit // max(p, 1)
             if (p == 0 or (r * c >= 64 * 64 and d == 64)) and (p > 0 or r * c <= 128 * 128)
         ),
         lambda tile: _patched((linear, "_configure", lambda *_, **__: linear._Tile(*tile))),
@@ -284,7 +284,7 @@ def _tables(device: str, smoke: bool) -> Iterator[Table]:
         attentions,
     )  # fmt: skip
     yield Table(
-        "normalize", (1024, None), (4,),  # rows a warp has in every line
+        "normalize", (1024, None), (2, 4),  # rows a warp has in every line
         lambda rows: ((rows * warps, warps) for warps in (1, 2, 4, 8)),
         lambda line: _patched(
             *((module, "rows_of", lambda *_: line) for module in (normal, embed, add_layer_norm))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 from collections.abc import Callable
@@ -106,6 +107,30 @@ def test_shares_of_the_candidates_are_all_of_them(tune):
     for share in range(3):
         tune.compile_share([table], share, 3)
     assert sorted(used) == sorted([(1, 1), (1, 2), (2, 1), (2, 2)] * 2)
+
+
+def test_what_the_tables_hold_is_among_the_candidates(tune, monkeypatch):
+    """Of an H200's, which it has measured."""
+    monkeypatch.setattr(tune, "target", lambda device: "sm_90")
+    tables = {table.name: table for table in tune._tables("cpu", False)}
+    tried = {
+        name: {candidate for order in table.orders for candidate in table.candidates(order)}
+        for name, table in tables.items()
+    }
+    linear, attention, normal = (
+        importlib.import_module(f"segue.kernels.{name}")
+        for name in ("_linear", "_packed_attention", "normalize")
+    )
+    held = {
+        "linear": {line[-1] for line in linear._TABLE if line[:2] == ("sm_90", 2)},
+        "packed_attention": {
+            line[-1] for line in attention._TABLE if "sm_90" in line[0] and line[1:3] == (2, 64)
+        },
+        "normalize": {
+            normal.rows_of("sm_90", hidden, rows) for hidden in (384, 768) for rows in (64, 16_384)
+        },
+    }
+    assert {name: tiles - tried[name] for name, tiles in held.items()} == {name: set() for name in held}
 
 
 def test_it_runs_through_on_toy_shapes(tune, monkeypatch, tmp_path, capsys):
