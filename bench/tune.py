@@ -150,6 +150,8 @@ def choose(table: Table, smoke: bool) -> dict[str, Any]:
                 "tried": len(candidates),
                 "all": {str(candidate): _shown(found) for candidate, found in times.items()},
             }
+            # a run that is cut short has told what it found
+            print(f"{table.name} {order}, {line}: {winner}  # {lines[str(line)]['times']}", file=sys.stderr)
         else:
             best = min(best, (total, lines), key=lambda entry: entry[0])
     return best[1]

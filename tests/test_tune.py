@@ -133,6 +133,16 @@ def test_what_the_tables_hold_is_among_the_candidates(tune, monkeypatch):
     assert {name: tiles - tried[name] for name, tiles in held.items()} == {name: set() for name in held}
 
 
+def test_every_line_is_told_when_it_is_chosen(candidate_of, capsys):
+    """So that a run that is cut short leaves something."""
+    candidate_of({((32, 1), 8): 2.0, ((64, 1), 8): 1.0})
+    told = capsys.readouterr().err.splitlines()
+    assert [line.partition("  #")[0] for line in told] == [
+        "softmax 32, a line: (32, 1)",
+        "softmax 64, a line: (64, 1)",
+    ]
+
+
 def test_it_runs_through_on_toy_shapes(tune, monkeypatch, tmp_path, capsys):
     out = tmp_path / "tables.json"
     monkeypatch.setattr(sys, "argv", ["tune.py", "--smoke", "--out", str(out)])
