@@ -7,7 +7,10 @@ import os
 import shutil
 import subprocess
 import sys
+from itertools import product
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 if __name__ == "__main__":
     from gpu_path import reach
@@ -18,9 +21,10 @@ if TYPE_CHECKING:
     from gpu_models import Work
     from gpu_run import Run
 
-__all__ = ["check_memory"]
+__all__ = ["check_memory", "launch_all"]
 
 _TOOLS = ("memcheck", "racecheck")
+_RAGGED = ((1, 31, 33, 0, 70), (128,) * 64)  # tokens of the pairs; so many that products are fetched by tiles
 
 
 def check_memory(run: Run, work: Work, found: dict[str, Any]) -> None:
@@ -53,17 +57,17 @@ def check_memory(run: Run, work: Work, found: dict[str, Any]) -> None:
         found[tool] = {"ok": done.returncode == 0, "code": done.returncode, "said": said[-6:]}
 
 
-def _launch_all() -> None:
-    import torch
+def launch_all(device: torch.device) -> None:
+    """Launch every kernel."""
     from gpu_parity import cases
 
     from segue import kernels
 
-    for dtype in (torch.float16, torch.float32):
-        for op, arguments, options, _ in cases((64, 2, 128), (1, 31, 33, 0, 70), dtype, torch.device("cuda")):
+    for dtype, lengths in product((torch.float16, torch.float32), _RAGGED):
+        for op, arguments, options, _ in cases((64, 2, 128), lengths, dtype, device):
             getattr(kernels, op)(*arguments, **options)
-    torch.cuda.synchronize()
 
 
 if __name__ == "__main__":
-    _launch_all()
+    launch_all(torch.device("cuda"))
+    torch.cuda.synchronize()

@@ -110,6 +110,7 @@ def cases(
     yield "add_layer_norm", (x, make(tokens, hidden), *norm, 1e-12), {}, hidden
     yield "softmax", (make(tokens, 2, scale=4.0),), {}, 2
     yield "softmax", (make(tokens, 3 * hidden, scale=4.0),), {}, 3 * hidden
+    yield "softmax", (make(3, 5000, scale=4.0),), {}, 5000  # wider than a block
     classifier = (weight(hidden, hidden), make(hidden), weight(2, hidden), make(2))
     yield "pool_classify", (make(pairs, hidden), *classifier), {}, 2
     if all(lengths):

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from textwrap import dedent
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,6 +19,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from kernel_tools import run_python
 
 from segue import kernels
 from segue.executors.triton import TritonExecutor
@@ -161,6 +163,27 @@ def test_a_kernel_that_is_wrong_is_not_timed(
     assert wrong["sides"] == {}
     assert "not timed" in wrong
     assert "wrong by" in bench.report.markdown(run.record)
+
+
+def test_compute_sanitizer_sees_every_kernel() -> None:
+    """Those that an H100 or H200 launches; here they are only counted."""
+    code = f"""
+        import importlib, pkgutil, sys
+        import segue.kernels, torch
+        from segue.kernels import launching
+        launching._target = lambda *_: "sm_90"
+        seen = set()
+        launching.run = lambda kernel, *_: seen.add(kernel.__name__)
+        sys.path.insert(0, {str(BENCH)!r})
+        from gpu_path import reach
+        reach()
+        import gpu_memory
+        gpu_memory.launch_all(torch.device("cpu"))
+        names = [module.name for module in pkgutil.iter_modules(segue.kernels.__path__, "segue.kernels.")]
+        there = {{name for module in map(importlib.import_module, names) for name in vars(module)}}
+        print(sorted({{name for name in there if name.endswith("_kernel")}} - seen))
+    """
+    assert run_python(dedent(code), interpreted=False) == "[]\n"
 
 
 def test_a_side_that_is_wrong_at_the_timed_shape_is_not_timed(
