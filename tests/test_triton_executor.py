@@ -545,6 +545,10 @@ def test_what_the_batches_themselves_raise_is_told_though_the_device_is_lost(exe
     [
         (torch.OutOfMemoryError("tried to allocate 2 GiB"), "out of memory; the engine can be used again"),
         (RuntimeError("Triton Error [CUDA]: out of memory"), "out of memory; the engine can be used again"),
+        (
+            RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+            "out of memory; the engine can be used again",
+        ),
         (OutOfResources(300_000, 232_448, "shared memory"), "a kernel could not be launched"),
     ],
 )

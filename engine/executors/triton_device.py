@@ -120,8 +120,11 @@ def give_back() -> None:
 
 
 def ran_out_of_memory(error: Exception) -> bool:
-    """PyTorch's allocator has a class for this; a graph or a kernel that finds no memory has words."""
-    return isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error)
+    """PyTorch's allocator has a class for this; a graph, a kernel or the matrix library that finds no memory
+    has words."""
+    return isinstance(error, torch.OutOfMemoryError) or any(
+        words in str(error) for words in ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+    )
 
 
 @contextmanager
