@@ -24,11 +24,13 @@ if TYPE_CHECKING:
 __all__ = ["check_memory", "launch_all"]
 
 _TOOLS = ("memcheck", "racecheck")
+_FAULTS = 9  # that it is to end with if it finds some
 _RAGGED = ((1, 31, 33, 0, 70), (128,) * 64)  # tokens of the pairs; so many that products are fetched by tiles
 
 
 def check_memory(run: Run, work: Work, found: dict[str, Any]) -> None:
-    """`found[tool]`: whether it found nothing, and the end of what it said."""
+    """`found[tool]`: whether it found nothing, or None where it did not come to that, and the end of what it
+    said."""
     program = shutil.which("compute-sanitizer")
     if not program or work.smoke:
         found["compute-sanitizer"] = {
@@ -38,7 +40,7 @@ def check_memory(run: Run, work: Work, found: dict[str, Any]) -> None:
         return
     for tool in _TOOLS:
         run.check_time()
-        command = [program, "--tool", tool, "--error-exitcode", "9", sys.executable, __file__]
+        command = [program, "--tool", tool, "--error-exitcode", str(_FAULTS), sys.executable, __file__]
         # PyTorch's own pool would hide an access beyond a tensor that stays within the pool
         environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
         try:
@@ -54,7 +56,10 @@ def check_memory(run: Run, work: Work, found: dict[str, Any]) -> None:
             found[tool] = {"ok": None, "why": "not done in time"}
             continue
         said = (done.stdout + done.stderr).strip().splitlines()
-        found[tool] = {"ok": done.returncode == 0, "code": done.returncode, "said": said[-6:]}
+        verdict = {0: True, _FAULTS: False}.get(done.returncode)
+        found[tool] = {"ok": verdict, "code": done.returncode, "said": said[-6:]}
+        if verdict is None:
+            found[tool]["why"] = f"it ended with {done.returncode}"
 
 
 def launch_all(device: torch.device) -> None:

@@ -30,6 +30,7 @@ MODULES = (
     "run",
     "prepare",
     "models",
+    "memory",
     "parity",
     "parity_models",
     "kernels",
@@ -184,6 +185,22 @@ def test_compute_sanitizer_sees_every_kernel() -> None:
         print(sorted({{name for name in there if name.endswith("_kernel")}} - seen))
     """
     assert run_python(dedent(code), interpreted=False) == "[]\n"
+
+
+@pytest.mark.parametrize(
+    ("code", "verdict"), [(0, "nothing found"), (9, "faults found"), (1, "it ended with 1")]
+)
+def test_what_keeps_compute_sanitizer_from_looking_is_no_fault(
+    bench: Any, run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, verdict: str
+) -> None:
+    program = tmp_path / "compute-sanitizer"
+    program.write_text(f"#!/bin/sh\necho its last word\nexit {code}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    section = bench.run.Section("memory", lambda w, f: bench.memory.check_memory(run, w, f), 99)
+    run.take(section, SimpleNamespace(smoke=False))
+    for tool in ("memcheck", "racecheck"):
+        assert f"| {tool} | {verdict} | its last word |" in bench.report.markdown(run.record)
 
 
 def test_a_side_that_is_wrong_at_the_timed_shape_is_not_timed(
