@@ -29,8 +29,8 @@ _RAGGED = ((1, 31, 33, 0, 70), (128,) * 64)  # tokens of the pairs; so many that
 
 
 def check_memory(run: Run, work: Work, found: dict[str, Any]) -> None:
-    """`found[tool]`: whether it found nothing, or None where it did not come to that, and the end of what it
-    said."""
+    """`found[tool]`: whether it found nothing, or None where it did not come to that, and how what it said
+    begins, which names the kernel, and ends."""
     program = shutil.which("compute-sanitizer")
     if not program or work.smoke:
         found["compute-sanitizer"] = {
@@ -57,7 +57,7 @@ def check_memory(run: Run, work: Work, found: dict[str, Any]) -> None:
             continue
         said = (done.stdout + done.stderr).strip().splitlines()
         verdict = {0: True, _FAULTS: False}.get(done.returncode)
-        found[tool] = {"ok": verdict, "code": done.returncode, "said": said[-6:]}
+        found[tool] = {"ok": verdict, "code": done.returncode, "said": [*said[:20], *said[20:][-6:]]}
         if verdict is None:
             found[tool]["why"] = f"it ended with {done.returncode}"
 

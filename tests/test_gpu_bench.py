@@ -194,13 +194,15 @@ def test_what_keeps_compute_sanitizer_from_looking_is_no_fault(
     bench: Any, run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, verdict: str
 ) -> None:
     program = tmp_path / "compute-sanitizer"
-    program.write_text(f"#!/bin/sh\necho its last word\nexit {code}\n")
+    lines = ["Invalid __global__ read of size 2 bytes", "at _kernel", *["host frame"] * 60, "its last word"]
+    program.write_text("#!/bin/sh\n" + "".join(f"echo '{line}'\n" for line in lines) + f"exit {code}\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     section = bench.run.Section("memory", lambda w, f: bench.memory.check_memory(run, w, f), 99)
     run.take(section, SimpleNamespace(smoke=False))
     for tool in ("memcheck", "racecheck"):
         assert f"| {tool} | {verdict} | its last word |" in bench.report.markdown(run.record)
+        assert run.found("memory")[tool]["said"][:2] == lines[:2]
 
 
 def test_a_side_that_is_wrong_at_the_timed_shape_is_not_timed(
