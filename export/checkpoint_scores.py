@@ -22,7 +22,7 @@ from segue.export import pretraining
 from segue.export.instances import IS_NEXT
 from segue.export.pretraining_data import Instances
 from segue.export.token_store import TokenStore
-from segue.export.verify import Batch
+from segue.export.verify import padded
 
 _TOKENS = 2048  # at once, padding included
 
@@ -35,7 +35,7 @@ def next_probabilities(folder: Path, encoded: Encoded) -> NDArray[np.float32]:
     ).eval()
     found = np.empty(len(encoded.pairs), dtype=np.float32)
     for rows in plan(encoded.lengths, _TOKENS, _TOKENS):
-        inputs = Batch(*vars(pack(encoded, rows)).values()).padded()
+        inputs = padded(pack(encoded, rows))
         logits = model(**{name: torch.from_numpy(values) for name, values in inputs.items()}).logits
         found[rows] = logits.softmax(-1)[:, IS_NEXT].numpy()
     return found[encoded.inverse]

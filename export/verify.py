@@ -27,9 +27,9 @@ __all__ = [
     "INT8_PROBABILITY_LIMIT",
     "LOGIT_LIMIT",
     "PROBABILITY_LIMIT",
-    "Batch",
     "differences",
     "measure",
+    "padded",
     "pair_lengths",
     "sample",
 ]
@@ -96,7 +96,7 @@ def pair_lengths(longest: int) -> list[int]:
     return sorted(steps | set(range(3, min(longest, 8) + 1)))
 
 
-def sample(tokenizer: Tokenizer, longest: int) -> list[Batch]:
+def sample(tokenizer: Tokenizer, longest: int) -> list[PackedBatch]:
     """Return real text, a pair of every length, in three batches: short, long (and a short), longest; two
     where there is but one length."""
     cls, sep, _ = tokenizer.encode("", "").ids
@@ -112,6 +112,15 @@ def sample(tokenizer: Tokenizer, longest: int) -> list[Batch]:
     middle = len(pairs) // 2
     batches = pairs[:middle], [pairs[0], *pairs[middle:]], pairs[-1:]
     return [_pack(batch) for batch in batches if batch]
+
+
+def padded(batch: PackedBatch) -> dict[str, NDArray[np.int64]]:
+    """Return the same pairs as input_ids, attention_mask and token_type_ids [B, S]."""
+    lengths = np.diff(batch.cu_seqlens)
+    mask = np.arange(lengths.max()) < lengths[:, None]
+    ids, types = np.zeros((2, *mask.shape), np.int64)
+    ids[mask], types[mask] = batch.input_ids, batch.token_type_ids
+    return {"input_ids": ids, "attention_mask": mask.astype(np.int64), "token_type_ids": types}
 
 
 def differences(found: Arrays, expected: Arrays, *, regression: bool = False) -> tuple[float, float]:
@@ -151,26 +160,14 @@ def _checked(
     return dict(zip(_names(prefix), found, strict=True))
 
 
-class Batch(PackedBatch):
-    """The engine's own packed batch, which other layouts can be made of."""
-
-    def padded(self) -> dict[str, NDArray[np.int64]]:
-        """Return the same pairs as input_ids, attention_mask and token_type_ids [B, S]."""
-        lengths = np.diff(self.cu_seqlens)
-        mask = np.arange(lengths.max()) < lengths[:, None]
-        ids, types = np.zeros((2, *mask.shape), np.int64)
-        ids[mask], types[mask] = self.input_ids, self.token_type_ids
-        return {"input_ids": ids, "attention_mask": mask.astype(np.int64), "token_type_ids": types}
-
-
-def _run_pytorch(model: Bert, batches: list[Batch]) -> Arrays:
+def _run_pytorch(model: Bert, batches: list[PackedBatch]) -> Arrays:
     with torch.no_grad():
         results = [model(*map(torch.from_numpy, vars(batch).values())) for batch in batches]
     logits, probabilities = (torch.cat(parts).numpy() for parts in zip(*results, strict=True))
     return logits, probabilities
 
 
-def _run_onnx(path: Path, batches: list[Batch], layout: str, *, exact_int8: bool = False) -> Arrays:
+def _run_onnx(path: Path, batches: list[PackedBatch], layout: str, *, exact_int8: bool = False) -> Arrays:
     options = onnxruntime.SessionOptions()
     if exact_int8:
         options.add_session_config_entry(*EXACT_INT8)
@@ -178,7 +175,7 @@ def _run_onnx(path: Path, batches: list[Batch], layout: str, *, exact_int8: bool
     session = onnxruntime.InferenceSession(
         os.fsencode(path).decode(), options, providers=["CPUExecutionProvider"]
     )
-    feeds = [batch.padded() if layout == "padded" else vars(batch) for batch in batches]
+    feeds = [padded(batch) if layout == "padded" else vars(batch) for batch in batches]
     results = [session.run(["logits", "probabilities"], feed) for feed in feeds]
     logits, probabilities = (np.concatenate(parts) for parts in zip(*results, strict=True))
     return logits, probabilities
@@ -190,7 +187,7 @@ def _running_text(texts: list[list[int]], start: int, count: int) -> list[int]:
     return list(islice(chain.from_iterable(sentences), count))
 
 
-def _pack(pairs: list[tuple[list[int], list[int]]]) -> Batch:
+def _pack(pairs: list[tuple[list[int], list[int]]]) -> PackedBatch:
     lengths = [len(a) + len(b) for a, b in pairs]
     arrays = (
         [token for a, b in pairs for token in (*a, *b)],
@@ -198,4 +195,4 @@ def _pack(pairs: list[tuple[list[int], list[int]]]) -> Batch:
         [position for length in lengths for position in range(length)],
         [0, *accumulate(lengths)],
     )
-    return Batch(*(np.array(array, np.int64) for array in arrays))
+    return PackedBatch(*(np.array(array, np.int64) for array in arrays))

@@ -15,12 +15,13 @@ import torch
 import transformers
 from tokenizers import Tokenizer
 
-from segue.export.verify import LOGIT_LIMIT, PROBABILITY_LIMIT, Arrays, Batch, differences, sample
+from segue.batching import PackedBatch
+from segue.export.verify import LOGIT_LIMIT, PROBABILITY_LIMIT, Arrays, differences, padded, sample
 
 NSP, CLASSIFIER = "BertForNextSentencePrediction", "BertForSequenceClassification"
 
 
-def _batches(folder: Path) -> list[Batch]:
+def _batches(folder: Path) -> list[PackedBatch]:
     longest = json.loads((folder / "segue.json").read_text())["max_tokens"]
     return sample(Tokenizer.from_file(str(folder / "tokenizer.json")), longest)
 
@@ -28,9 +29,9 @@ def _batches(folder: Path) -> list[Batch]:
 def _run(folder: Path) -> Arrays:
     """Return what plain onnxruntime gives for the sample."""
     session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
-    padded = session.get_inputs()[1].name == "attention_mask"
+    classic = session.get_inputs()[1].name == "attention_mask"
     parts = [
-        session.run(["logits", "probabilities"], batch.padded() if padded else vars(batch))
+        session.run(["logits", "probabilities"], padded(batch) if classic else vars(batch))
         for batch in _batches(folder)
     ]
     logits, probabilities = (np.concatenate(part) for part in zip(*parts, strict=True))
@@ -45,7 +46,7 @@ def _judge(checkpoint: Path, folder: Path, *, half: bool = False) -> Arrays:
         model = model.half().float()
     logits = []
     for batch in _batches(folder):
-        inputs = {name: torch.from_numpy(array) for name, array in batch.padded().items()}
+        inputs = {name: torch.from_numpy(array) for name, array in padded(batch).items()}
         with torch.no_grad():
             output = model(**inputs)
         logits.append(output.seq_relationship_logits if "PreTraining" in architecture else output.logits)
