@@ -209,7 +209,7 @@ def _far_too_long(sentences: list[str], pairs: Ints, budget: int, reach: int) ->
     if long:
         most = np.array([len(text) if text.isascii() else _TOKENS * len(text) for text in sentences])
         long.difference_update(pairs[most[pairs[:, ::-1]] > budget // 2].tolist())
-    return {n for n in long if _is_unicode(sentences[n])}
+    return {n for n in long if _lone_surrogate(sentences[n]) is None}
 
 
 def check_iterable(name: str, value: Any, of: str) -> None:
@@ -282,34 +282,25 @@ def _checked(pairs: Iterable[Any]) -> Iterator[Any]:
 
 def check_unicode(name: str, text: str) -> None:
     """Raise InputError where `text` has no UTF-8 form, which no tokenizer reads."""
+    if found := _lone_surrogate(text):
+        raise InputError(f"{name}: {found}")
+
+
+def _lone_surrogate(text: str) -> str | None:
+    """Say where a text has half a character, which UTF-8 cannot hold; None: nowhere."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise InputError(f"{name}: {_lone(text, error.start)}") from None
-
-
-def _is_unicode(text: str) -> bool:
-    """Tell whether there is no lone surrogate; one counts wherever it stands."""
-    try:
-        check_unicode("", text)
-    except InputError:
-        return False
-    return True
-
-
-def _lone(text: str, start: int) -> str:
-    return f"a lone surrogate, {text[start]!r}, at character {start}: it is no valid Unicode"
+        place = error.start
+        return f"a lone surrogate, {text[place]!r}, at character {place}: it is no valid Unicode"
+    return None
 
 
 def _surrogate(sentences: list[str], numbered: Ints) -> InputError:
     for number, sentence in enumerate(sentences):
-        try:
-            sentence.encode()
-        except UnicodeEncodeError as error:
+        if found := _lone_surrogate(sentence):
             index, side = np.argwhere(numbered == number)[0]
-            return InputError(
-                f"the {('first', 'second')[side]} text has {_lone(sentence, error.start)}", index=int(index)
-            )
+            return InputError(f"the {('first', 'second')[side]} text has {found}", index=int(index))
     raise AssertionError("the tokenizer refused a string that has a UTF-8 form")
 
 
