@@ -34,15 +34,11 @@ _TURN_TOKENS, _TURN_BATCHES = 4096, 2
 _BYTES = 5  # of a token of English, about, spaces counted
 _READ = 20  # bytes that are tokenised while one is computed, about: so much counts what truncation drops
 _HELD = 64 << 20  # bytes of texts that may wait
+_CLOSED = "closed: no pairs are taken any more"
 
 
 class Closed(SegueError):
     """Nothing is begun any more."""
-
-    def __init__(
-        self, reason: str = "closed: no pairs are taken any more", *, index: int | None = None
-    ) -> None:
-        super().__init__(reason, index=index)
 
 
 @dataclass(frozen=True)
@@ -93,7 +89,7 @@ class Joiner:
         held = sum(request.sizes)
         with self._changed:
             if self._closed:
-                raise Closed
+                raise Closed(_CLOSED)
             if not pairs:
                 request.answer()
                 return request.future
@@ -157,7 +153,7 @@ class Joiner:
             while True:
                 if self._closed:
                     for request in self._requests:
-                        request.fail(Closed())
+                        request.fail(Closed(_CLOSED))
                     self._requests.clear()
                     return []
                 if turn := self._take():
