@@ -35,7 +35,7 @@ def cache_folder() -> Path:
         raise _no_place("~/.cache", "there is no home folder") from error
 
 
-def exported(source: Path, precision: str = "float32") -> Path:
+def exported(source: Path, precision: str) -> Path:
     """Return the bundle, in this precision, of a checkpoint folder or of another bundle, exported now where
     this very state of it was not before. Of several processes that ask for it one exports, and the others
     wait.

@@ -335,9 +335,9 @@ class Engine:
     def _predict_iter(
         self,
         pairs: Iterable[Any],
-        output: str = "probability",
-        truncation: str = "longest_first",
-        max_tokens: int | None = None,
+        output: str,
+        truncation: str,
+        max_tokens: int | None,
         weigh: Callable[[Any], int] = characters,
     ) -> Iterator[NDArray[np.float32]]:
         """As `predict_iter`. weigh: how many characters the caller, too, holds for a pair that was read."""

@@ -98,7 +98,7 @@ def printable(text: str) -> str:
 class Progress:
     """A bar on stderr, where that is a terminal. Counts the bytes of a file, the rows of a pipe."""
 
-    def __init__(self, file: BinaryIO, *, wanted: bool = True) -> None:
+    def __init__(self, file: BinaryIO, *, wanted: bool) -> None:
         """Watch how `file` is read. `wanted` is false where the bar would run through other output."""
         self._stack = ExitStack()
         self._bar: Any = None

@@ -68,7 +68,7 @@ def choose_head(
     return Head(kind, labels, _positive(labels, positive), activation)
 
 
-def activation_fn(config: dict[str, Any], library: dict[str, Any] | None = None) -> str | None:
+def activation_fn(config: dict[str, Any], library: dict[str, Any] | None) -> str | None:
     """Return the name of the function that sentence-transformers applies to the logits, or None."""
     return _activation(config, library)[1]
 

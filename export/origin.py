@@ -41,7 +41,7 @@ class Origin:
     load: Callable[[], Bert]
 
 
-def read_origin(folder: Path, *, head: str | None = None, positive: str | None = None) -> Origin:
+def read_origin(folder: Path, *, head: str | None, positive: str | None) -> Origin:
     """Read what `folder` holds; `head` and `positive` are the options of `export_checkpoint`.
 
     Raises:

@@ -167,7 +167,7 @@ def _run_pytorch(model: Bert, batches: list[PackedBatch]) -> Arrays:
     return logits, probabilities
 
 
-def _run_onnx(path: Path, batches: list[PackedBatch], layout: str, *, exact_int8: bool = False) -> Arrays:
+def _run_onnx(path: Path, batches: list[PackedBatch], layout: str, *, exact_int8: bool) -> Arrays:
     options = onnxruntime.SessionOptions()
     if exact_int8:
         options.add_session_config_entry(*EXACT_INT8)
