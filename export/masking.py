@@ -35,8 +35,7 @@ def mask_tokens(
     """
     seen, labels = np.array(ids, dtype=np.int32), np.full(len(ids), IGNORED, dtype=np.int32)
     open_ = np.flatnonzero(words.ordinary[seen])
-    count = max(1, round(len(seen) * masking.share))
-    count = min(count, len(open_) if masking.most is None else masking.most, len(open_))
+    count = min(max(1, round(len(seen) * masking.share)), len(open_))
     if masking.whole_words:
         chosen = _whole_words(open_, words.continues[seen[open_]], count, draw)
     else:
@@ -70,18 +69,14 @@ def _whole_words(
 
 @dataclass(frozen=True)
 class Masking:
-    """How much is hidden. share: of an instance's tokens. most: tokens an instance at most (BERT's
-    max_predictions_per_seq, which its settings never reach). whole_words: pieces go with their word."""
+    """How much is hidden. share: of an instance's tokens. whole_words: pieces go with their word."""
 
     share: float = 0.15
-    most: int | None = None
     whole_words: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.share <= 1:
             raise InputError(f"masking.share: expected more than 0 and at most 1, got {self.share}")
-        if self.most is not None and self.most < 1:
-            raise InputError(f"masking.most: expected 1 or more, got {self.most}")
 
 
 class Words:

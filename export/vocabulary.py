@@ -32,34 +32,27 @@ from segue.export.tokenizer import read_tokenizer
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # BERT's, in its order: ids 0 to 4
 MOST_TOKENS = 30_522  # as in BERT
 VOCABULARY_FILES = ("tokenizer.json", "vocab.txt", "tokenizer_config.json")
+_ALPHABET = 1000  # letters at most; rarer ones become [UNK]
 _LETTERS = 100  # of a word at most; WordPiece makes longer ones [UNK]
 _LONG = re.compile(rf"\S{{{_LETTERS + 1}}}")
 _SPARE = 128  # rows of an embedding table without a token: tables padded for speed have fewer
 
 
-def train_vocabulary(
-    corpus: str | Path,
-    *,
-    size: int = MOST_TOKENS,
-    lowercase: bool = True,
-    strip_accents: bool | None = None,
-    letters: int = 1000,
-) -> Tokenizer:
+def train_vocabulary(corpus: str | Path, *, size: int = MOST_TOKENS, lowercase: bool = True) -> Tokenizer:
     """BERT's tokenizer with a vocabulary of at most `size` tokens, special ones included, trained on the
     corpus (read twice, a document at a time; memory is bounded by its distinct words), words of more than
     100 letters left out.
 
-    `letters` bounds the alphabet: rarer letters become [UNK]. strip_accents=None does as `lowercase` says, as
-    in BERT. A corpus that has fewer words and pieces occurring twice gives a smaller vocabulary. The same
-    corpus gives the same vocabulary. Raises `InputError` as `iter_documents` does, and for a size that the
-    alphabet alone exceeds.
+    Letters beyond the 1000 most frequent become [UNK]. With `lowercase` accents go too, as in BERT. A corpus
+    that has fewer words and pieces occurring twice gives a smaller vocabulary. The same corpus gives the same
+    vocabulary. Raises `InputError` as `iter_documents` does, and for a size that the alphabet alone exceeds.
     """
-    normalizer = _normalizer(lowercase, strip_accents)
+    normalizer = _normalizer(lowercase)
     counts: Counter[str] = Counter()
     for text in _sentences(corpus, normalizer):
         counts.update(normalizer.normalize_str(text))
     counted = sorted((-count, letter) for letter, count in counts.items() if not letter.isspace())
-    alphabet = sorted(letter for _, letter in counted[:letters])
+    alphabet = sorted(letter for _, letter in counted[:_ALPHABET])
     # Letters inside words get their ids beforehand. The trainer numbers them in the order of a hash table,
     # anew in each process, and breaks ties by number: tokenizers 0.23 gives no vocabulary twice otherwise.
     inside = [f"##{letter}" for letter in alphabet if _continues(letter, normalizer)]
@@ -80,14 +73,12 @@ def train_vocabulary(
     numbers = tokenizer.get_vocab(with_added_tokens=False)
     trained = sorted(numbers, key=lambda token: numbers[token])
     ordered = dict.fromkeys([*SPECIAL, *alphabet, *inside, *trained])
-    return _tokenizer({token: i for i, token in enumerate(ordered)}, lowercase, strip_accents)
+    return _tokenizer({token: i for i, token in enumerate(ordered)}, lowercase)
 
 
-def read_vocabulary(
-    path: str | Path, *, lowercase: bool = True, strip_accents: bool | None = None
-) -> Tokenizer:
+def read_vocabulary(path: str | Path, *, lowercase: bool = True) -> Tokenizer:
     """The tokenizer of a checkpoint folder, which knows itself what to lower-case; or of a vocab.txt (a token
-    a line, its number the id, which an empty line leaves free), to which the options apply.
+    a line, its number the id, which an empty line leaves free), to which `lowercase` applies.
 
     Raises `BundleError` for a folder without a tokenizer like BERT's, `InputError` for a file that is none.
     """
@@ -104,7 +95,7 @@ def read_vocabulary(
     if len(vocabulary) < sum(map(bool, lines)):
         twice = next(token for token, count in Counter(lines).items() if token and count > 1)
         raise InputError(f"vocabulary: {str(path)!r} has {twice!r} twice")
-    return _tokenizer(vocabulary, lowercase, strip_accents)
+    return _tokenizer(vocabulary, lowercase)
 
 
 def write_vocabulary(tokenizer: Tokenizer, folder: str | Path, *, max_tokens: int) -> None:
@@ -180,15 +171,15 @@ def _words(text: str, normalizer: normalizers.Normalizer) -> list[str]:
     return [word for word, _ in found]
 
 
-def _normalizer(lowercase: bool, strip_accents: bool | None) -> normalizers.Normalizer:
+def _normalizer(lowercase: bool) -> normalizers.Normalizer:
     return normalizers.BertNormalizer(
-        clean_text=True, handle_chinese_chars=True, strip_accents=strip_accents, lowercase=lowercase
+        clean_text=True, handle_chinese_chars=True, strip_accents=None, lowercase=lowercase
     )
 
 
-def _tokenizer(vocabulary: dict[str, int], lowercase: bool, strip_accents: bool | None) -> Tokenizer:
+def _tokenizer(vocabulary: dict[str, int], lowercase: bool) -> Tokenizer:
     tokenizer = Tokenizer(WordPiece(vocabulary, unk_token="[UNK]"))
-    tokenizer.normalizer = _normalizer(lowercase, strip_accents)
+    tokenizer.normalizer = _normalizer(lowercase)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece(prefix="##")
     tokenizer.add_special_tokens(list(SPECIAL))
