@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from segue.errors import InputError
+from segue.export.vocabulary import SPECIAL
 
 IGNORED = -100  # the label of a place where nothing is to be said: what PyTorch's cross-entropy passes over
-_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _NO_WORD = re.compile(r"\[unused\d+\]")  # rows that BERT's vocabularies keep free
 _HIDDEN, _REPLACED = 0.8, 0.1  # of the chosen tokens: [MASK], a random word; the others stay
 
@@ -97,7 +97,7 @@ class Words:
         self.continues = np.zeros(max(tokens) + 1, dtype=bool)
         replacements = []
         for i, token in sorted(tokens.items()):
-            self.ordinary[i] = i not in added and token not in _SPECIAL
+            self.ordinary[i] = i not in added and token not in SPECIAL
             self.continues[i] = token.startswith("##")
             if self.ordinary[i] and not _NO_WORD.fullmatch(token):
                 replacements.append(i)

@@ -15,10 +15,10 @@ from tokenizers import AddedToken, Tokenizer
 from segue.bundle import read_object
 from segue.errors import BundleError
 
-__all__ = ["BERT_ROLES", "add_tokens", "special_token", "special_tokens"]
+__all__ = ["add_tokens", "special_token", "special_tokens"]
 
-BERT_ROLES = ("unk", "sep", "pad", "cls", "mask")
-_ROLES = (*BERT_ROLES, "bos", "eos")
+_BERT_ROLES = ("unk", "sep", "pad", "cls", "mask")
+_ROLES = (*_BERT_ROLES, "bos", "eos")
 _DECODER = "added_tokens_decoder"
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
@@ -49,7 +49,7 @@ def add_tokens(tokenizer: Tokenizer, settings: dict[str, Any], folder: Path, *, 
         BundleError: the vocabulary lacks one that was added to it, or the settings are of another form.
     """
     known = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
-    roles = [role for role in _ROLES if (bert and role in BERT_ROLES) or settings.get(f"{role}_token")]
+    roles = [role for role in _ROLES if (bert and role in _BERT_ROLES) or settings.get(f"{role}_token")]
     added = list(_added_tokens(folder, settings))
     for token in (*(special_token(folder, settings, role) for role in roles), *added):
         if token.content in known:

@@ -18,9 +18,9 @@ from tokenizers.models import WordPiece
 
 from segue.bundle import read_object
 from segue.errors import BundleError
-from segue.export.special_tokens import BERT_ROLES, add_tokens, special_token, special_tokens
+from segue.export.special_tokens import add_tokens, special_token, special_tokens
 
-__all__ = ["max_tokens", "read_tokenizer"]
+__all__ = ["bert_tokenizer", "max_tokens", "read_tokenizer"]
 
 _BERT_CLASSES = (None, "BertTokenizer", "BertTokenizerFast", "ElectraTokenizer", "ElectraTokenizerFast")
 _ANY_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend")
@@ -56,6 +56,22 @@ def read_tokenizer(folder: Path, vocab_size: int) -> Tokenizer:
         )
     add_tokens(tokenizer, settings, folder, bert=settings.get("tokenizer_class") in _BERT_CLASSES)
     _check_pair(tokenizer, settings, folder)
+    return tokenizer
+
+
+def bert_tokenizer(
+    vocabulary: dict[str, int],
+    normalizer: normalizers.Normalizer,
+    *,
+    unk: str = "[UNK]",
+    sep: str = "[SEP]",
+    cls: str = "[CLS]",
+) -> Tokenizer:
+    """Return a tokenizer that splits words as BERT does and builds a pair as [CLS] A [SEP] B [SEP]."""
+    tokenizer = Tokenizer(WordPiece(vocabulary, unk_token=unk))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece(prefix="##")
+    tokenizer.post_processor = processors.BertProcessing((sep, vocabulary[sep]), (cls, vocabulary[cls]))
     return tokenizer
 
 
@@ -122,17 +138,11 @@ def _from_vocabulary(folder: Path, settings: dict[str, Any]) -> Tokenizer:
     except UnicodeDecodeError as error:
         raise BundleError(f"{folder / 'vocab.txt'}: not UTF-8: {error}") from error
     vocabulary = {token: index for index, token in enumerate(lines) if token}
-    names = {role: special_token(folder, settings, role).content for role in BERT_ROLES}
-    for role in ("unk", "sep", "cls"):
-        if names[role] not in vocabulary:
-            raise BundleError(f"{folder / 'vocab.txt'}: the {role}_token {names[role]!r} is not in it")
-    tokenizer = Tokenizer(WordPiece(vocabulary, unk_token=names["unk"]))
-    tokenizer.normalizer = _normalizer(settings, folder)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = decoders.WordPiece(prefix="##")
-    cls, sep = names["cls"], names["sep"]
-    tokenizer.post_processor = processors.BertProcessing((sep, vocabulary[sep]), (cls, vocabulary[cls]))
-    return tokenizer
+    special = {role: special_token(folder, settings, role).content for role in ("unk", "sep", "cls")}
+    for role, token in special.items():
+        if token not in vocabulary:
+            raise BundleError(f"{folder / 'vocab.txt'}: the {role}_token {token!r} is not in it")
+    return bert_tokenizer(vocabulary, _normalizer(settings, folder), **special)
 
 
 def _normalizer(settings: dict[str, Any], folder: Path) -> normalizers.Normalizer:

@@ -21,13 +21,13 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors
+from tokenizers import Tokenizer, normalizers, pre_tokenizers
 from tokenizers.models import WordPiece
 from tokenizers.trainers import WordPieceTrainer
 
 from segue.errors import InputError
 from segue.export.documents import iter_documents
-from segue.export.tokenizer import read_tokenizer
+from segue.export.tokenizer import bert_tokenizer, read_tokenizer
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # BERT's, in its order: ids 0 to 4
 MOST_TOKENS = 30_522  # as in BERT
@@ -178,13 +178,8 @@ def _normalizer(lowercase: bool) -> normalizers.Normalizer:
 
 
 def _tokenizer(vocabulary: dict[str, int], lowercase: bool) -> Tokenizer:
-    tokenizer = Tokenizer(WordPiece(vocabulary, unk_token="[UNK]"))
-    tokenizer.normalizer = _normalizer(lowercase)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = decoders.WordPiece(prefix="##")
+    tokenizer = bert_tokenizer(vocabulary, _normalizer(lowercase))
     tokenizer.add_special_tokens(list(SPECIAL))
-    pair = [(token, vocabulary[token]) for token in ("[SEP]", "[CLS]")]
-    tokenizer.post_processor = processors.BertProcessing(*pair)
     return tokenizer
 
 
