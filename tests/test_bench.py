@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pytest
 
-from segue.benchmark.scenarios import Clock, Pair, grid, median, offline, percentile, queries, stream
+from segue.benchmark.scenarios import Clock, Pair, grid, offline, percentile, queries, stream
 from segue.benchmark.server import TRIALS, arrivals, highest_rate, server, trial
 
 PAIRS = [(f"a{number}", f"b{number}") for number in range(10)]
@@ -41,11 +41,6 @@ def test_a_percentile_is_the_measured_value_that_enough_do_not_exceed(count: int
     assert sum(value <= found for value in values) / count >= share
     assert sum(value < found for value in values) / count < share
     assert values == before
-
-
-@pytest.mark.parametrize(("values", "middle"), [([3.0], 3), ([1.0, 9.0], 5), ([9.0, 1.0, 2.0], 2)])
-def test_the_median(values: list[float], middle: float):
-    assert median(values) == middle
 
 
 def test_single_stream_asks_the_next_query_when_one_is_answered():

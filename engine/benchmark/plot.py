@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from statistics import median
 from typing import Any, BinaryIO
 
 from matplotlib.figure import Figure  # not pyplot, which would look for a display
 
 from segue.benchmark.report import number
-from segue.benchmark.scenarios import median, percentile
+from segue.benchmark.scenarios import percentile
 from segue.benchmark.split import STEPS
 
 __all__ = ["draw"]

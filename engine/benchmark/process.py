@@ -7,9 +7,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from statistics import median
 from typing import Any
 
-from segue.benchmark.scenarios import Pair, figure, median
+from segue.benchmark.scenarios import Pair, figure
 from segue.errors import SegueError
 
 __all__ = ["REPEATS", "cold_start", "peak_memory"]

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from statistics import median
 from typing import Any
 
-from segue.benchmark.scenarios import ENOUGH, MULTI_STREAM, median
+from segue.benchmark.scenarios import ENOUGH, MULTI_STREAM
 from segue.benchmark.split import STEPS
 
 __all__ = ["markdown", "number", "to_json"]

@@ -16,6 +16,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import cycle, islice
+from statistics import median
 from typing import Any, NamedTuple
 
 __all__ = [
@@ -28,7 +29,6 @@ __all__ = [
     "figure",
     "grid",
     "latency_record",
-    "median",
     "offline",
     "percentile",
     "queries",
@@ -153,13 +153,6 @@ def latency_record(latencies: Sequence[float]) -> dict[str, Any]:
 def percentile(values: Sequence[float], share: float) -> float:
     """Return the smallest value that at least `share` of all do not exceed: one that was measured."""
     return sorted(values)[max(0, math.ceil(share * len(values)) - 1)]
-
-
-def median(values: Sequence[float]) -> float:
-    """Return the middle value, or the mean of the two in the middle."""
-    ordered = sorted(values)
-    half = len(ordered) // 2
-    return ordered[half] if len(ordered) % 2 else (ordered[half - 1] + ordered[half]) / 2
 
 
 def figure(name: str, value: float | None, unit: str, *, higher_is_better: bool) -> dict[str, Any]:
