@@ -128,12 +128,9 @@ class Manifest:
 
 
 def sha256(path: Path) -> str:
-    """Return the hexadecimal SHA-256 of a file, read in pieces of 1 MiB."""
-    digest = hashlib.sha256()
+    """Return the hexadecimal SHA-256 of a file."""
     with path.open("rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
