@@ -179,8 +179,7 @@ def _judged(
     sets: Sequence[PairSet], found: NDArray[Any], expected: NDArray[Any] | None, encoded: Encoded
 ) -> dict[str, dict[str, Any]]:
     """The figures of each set, by name; and, before the last, the packed one, of all that were drawn."""
-    truth = np.concatenate([one.truth for one in sets])
-    truncated = np.take(encoded.cut.any(axis=1), encoded.inverse)
+    truth, truncated = np.concatenate([one.truth for one in sets]), encoded.shortened
     ends = np.cumsum([len(one.pairs) for one in sets]).tolist()
     slices = {one.name: slice(end - len(one.pairs), end, 1) for one, end in zip(sets, ends, strict=True)}
     *drawn, packed = slices

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -26,7 +26,7 @@ from segue.benchmark.scenarios import Pair
 from segue.encoded import MIN_TOKENS
 from segue.errors import InputError, SegueError
 from segue.files import source
-from segue.tables import Row, format_of, read_table
+from segue.tables import format_of, read_table
 from segue.text import PairEncoder
 
 __all__ = [
@@ -81,13 +81,12 @@ class Workload:
 def workload(pairs: Sequence[Pair], encoder: PairEncoder, *, source: str) -> Workload:
     """Describe pairs as a model reads them."""
     encoded = encoder.encode(pairs)
-    cut = encoded.cut.sum(axis=1) > 0
     return Workload(
         source=source,
         pairs=list(pairs),
         lengths=encoded.lengths[encoded.inverse],
         distinct=len(encoded.pairs),
-        truncated=int(cut[encoded.inverse].sum()),
+        truncated=encoded.truncated,
     )
 
 
@@ -161,13 +160,7 @@ def read_pairs(
     """
     with source(path) as (file, name):
         table = read_table(file, name, format=format_of(path, format), columns=columns, header=header)
-        pairs = list(_texts(islice(table.rows, count)))
+        pairs = [(a, b) for a, b in (row.texts for row in islice(table.rows, count))]
     if not pairs:
         raise InputError(f"{name}: no pairs to score")
     return pairs
-
-
-def _texts(rows: Iterator[Row]) -> Iterator[Pair]:
-    for row in rows:
-        first, second = row.texts
-        yield first, second
