@@ -1,24 +1,14 @@
 """Documents and sentences from raw text: what next sentence prediction is taught from.
 
-Reads UTF-8 files and cuts them into documents and sentences; knows nothing about tokens, pairs or models.
+Cuts texts into documents and sentences; knows nothing about files (see `documents`), tokens, pairs or models.
 """
 
 from __future__ import annotations
 
-__all__ = [
-    "Document",
-    "check_corpus",
-    "corpus_files",
-    "split_documents",
-    "split_sentences",
-]
+__all__ = ["Document", "split_documents", "split_sentences"]
 
-import os
 import re
 from dataclasses import dataclass
-from pathlib import Path
-
-from segue.errors import InputError
 
 # Words whose full stop ends no sentence. "etc." and "Co." are missing on purpose: they end sentences as often
 # as not, and what follows decides.
@@ -52,30 +42,6 @@ def split_sentences(text: str) -> list[str]:
 def split_documents(text: str) -> list[str]:
     """The documents of one text: blocks with blank lines between them."""
     return [block.strip() for block in re.split(r"\n[^\S\n]*\n", text.strip()) if block.strip()]
-
-
-def check_corpus(path: Path) -> None:
-    """Raise `InputError` unless it is a folder or a file."""
-    if not path.is_dir() and not path.is_file():
-        what = "is neither" if path.exists() else "does not exist"
-        raise InputError(f"corpus: expected a folder or a text file, got {str(path)!r}, which {what}")
-
-
-def corpus_files(folder: Path) -> list[Path]:
-    """The files of a folder and of those in it, in the order of their names. Hidden ones are passed over, and
-    so are links to folders, which may lead round in circles; links to files are not.
-
-    Raises `OSError` for a folder that cannot be read.
-    """
-
-    def fail(error: OSError) -> None:
-        raise error
-
-    files: list[Path] = []
-    for place, folders, names in os.walk(folder, onerror=fail):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        files += [Path(place, name) for name in names if not name.startswith(".")]
-    return sorted(file for file in files if file.is_file())
 
 
 def _split_paragraph(words: list[str]) -> list[str]:

@@ -4,13 +4,14 @@ largest document. Knows nothing about tokens.
 
 from __future__ import annotations
 
-__all__ = ["CORPUS_HELP", "iter_documents"]
+__all__ = ["CORPUS_HELP", "corpus_files", "iter_documents"]
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from segue.errors import InputError
-from segue.export.corpus import Document, check_corpus, corpus_files, split_documents, split_sentences
+from segue.export.corpus import Document, split_documents, split_sentences
 
 CORPUS_HELP = (
     "a folder of UTF-8 files, each a document, links to folders not followed; or a file of documents between "
@@ -31,7 +32,9 @@ def iter_documents(path: str | Path) -> Iterator[Document]:
     be drawn).
     """
     path = Path(path)
-    check_corpus(path)
+    if not path.is_dir() and not path.is_file():
+        what = "is neither" if path.exists() else "does not exist"
+        raise InputError(f"corpus: expected a folder or a text file, got {str(path)!r}, which {what}")
     count = longest = 0
     for name, text in _folder(path) if path.is_dir() else _file(path):
         if sentences := tuple(split_sentences(text)):
@@ -48,6 +51,23 @@ def iter_documents(path: str | Path) -> Iterator[Document]:
         raise InputError(
             f"corpus: {str(path)!r} is one document only, so no other to draw a sentence from; {_ADVICE}"
         )
+
+
+def corpus_files(folder: Path) -> list[Path]:
+    """The files of a folder and of those in it, in the order of their names. Hidden ones are passed over, and
+    so are links to folders, which may lead round in circles; links to files are not.
+
+    Raises `OSError` for a folder that cannot be read.
+    """
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    files: list[Path] = []
+    for place, folders, names in os.walk(folder, onerror=fail):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        files += [Path(place, name) for name in names if not name.startswith(".")]
+    return sorted(file for file in files if file.is_file())
 
 
 def _folder(path: Path) -> Iterator[tuple[str, str]]:

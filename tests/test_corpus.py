@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from segue.export.corpus import corpus_files, split_documents, split_sentences
+from segue.export.corpus import split_documents, split_sentences
 
 # Each is one text and its sentences, divided by " | ".
 AWKWARD = [
@@ -73,29 +72,3 @@ def test_a_mark_after_anything_but_a_space_ends_a_sentence(text):
 
 def test_documents_of_a_file():
     assert split_documents("\n\nA b.\nC.\n  \n\nD.\n") == ["A b.\nC.", "D."]
-
-
-def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
-    (tmp_path / "a.txt").write_text("One. Two.")
-    (tmp_path / "locked").mkdir()
-    (tmp_path / ".hidden").mkdir()
-    scandir = os.scandir
-
-    def guarded(path):
-        if os.path.basename(path) in ("locked", ".hidden"):
-            raise PermissionError(13, "Permission denied", path)
-        return scandir(path)
-
-    monkeypatch.setattr(os, "scandir", guarded)
-    with pytest.raises(PermissionError, match=r"Permission denied: '.*/locked'"):
-        corpus_files(tmp_path)
-    (tmp_path / "locked").rmdir()
-    assert corpus_files(tmp_path) == [tmp_path / "a.txt"]
-
-
-def test_links_to_files_are_followed_and_links_to_folders_are_not(tmp_path):
-    (tmp_path / "corpus").mkdir()
-    (tmp_path / "a.txt").write_text("One. Two.")
-    (tmp_path / "corpus" / "link.txt").symlink_to(tmp_path / "a.txt")
-    (tmp_path / "corpus" / "round").symlink_to(tmp_path / "corpus")
-    assert corpus_files(tmp_path / "corpus") == [tmp_path / "corpus" / "link.txt"]

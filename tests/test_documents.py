@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from segue.errors import InputError
 from segue.export.corpus import split_documents, split_sentences
-from segue.export.documents import iter_documents
+from segue.export.documents import corpus_files, iter_documents
 
 FILES = st.text(alphabet="aB.!\n\r \t\x0c\x1c\u2028é", max_size=60)
 
@@ -79,3 +79,29 @@ def test_what_is_neither_a_file_nor_a_folder_is_said_to_be(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(InputError, match=r"expected a folder or a text file, got '.*pipe', which is neither"):
         next(iter_documents(tmp_path / "pipe"))
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    (tmp_path / "a.txt").write_text("One. Two.")
+    (tmp_path / "locked").mkdir()
+    (tmp_path / ".hidden").mkdir()
+    scandir = os.scandir
+
+    def guarded(path):
+        if os.path.basename(path) in ("locked", ".hidden"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", guarded)
+    with pytest.raises(PermissionError, match=r"Permission denied: '.*/locked'"):
+        corpus_files(tmp_path)
+    (tmp_path / "locked").rmdir()
+    assert corpus_files(tmp_path) == [tmp_path / "a.txt"]
+
+
+def test_links_to_files_are_followed_and_links_to_folders_are_not(tmp_path):
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "a.txt").write_text("One. Two.")
+    (tmp_path / "corpus" / "link.txt").symlink_to(tmp_path / "a.txt")
+    (tmp_path / "corpus" / "round").symlink_to(tmp_path / "corpus")
+    assert corpus_files(tmp_path / "corpus") == [tmp_path / "corpus" / "link.txt"]
