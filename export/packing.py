@@ -7,7 +7,7 @@ Knows nothing about special tokens, masks or text. An epoch is a pure function o
 
 from __future__ import annotations
 
-__all__ = ["INSTANCE", "SHORT", "iter_instances", "kept_tokens", "pack_epoch"]
+__all__ = ["INSTANCE", "SHORT", "kept_tokens", "pack_epoch"]
 
 import random
 from bisect import bisect_left
@@ -35,19 +35,6 @@ def pack_epoch(
 ) -> NDArray[np.void]:
     """All instances of an epoch, [N] of INSTANCE, shuffled. Takes 28 bytes each, and as much again meanwhile.
 
-    The options are those of `iter_instances`.
-    """
-    blocks = iter_instances(store, max_tokens=max_tokens, short=short, seed=seed, epoch=epoch)
-    instances = np.concatenate(list(blocks))
-    np.random.default_rng([_STREAM, seed, epoch, 1]).shuffle(instances)
-    return instances
-
-
-def iter_instances(
-    store: TokenStore, *, max_tokens: int = 128, short: float = SHORT, seed: int = 0, epoch: int = 0
-) -> Iterator[NDArray[np.void]]:
-    """The instances of an epoch, lazily, in blocks of INSTANCE, document after document in random order.
-
     A document's sentences are gathered until they have the target length: max_tokens less the three special
     tokens, or, for a share `short` of the documents, anything from 2 up to that (as in BERT, a document keeps
     its target for an epoch). A chunk of two sentences or more is split at random into A and the rest. With
@@ -68,7 +55,10 @@ def iter_instances(
         raise InputError(f"short: expected a probability, got {short}")
     if seed < 0 or epoch < 0:
         raise InputError(f"seed, epoch: expected 0 or more, got {seed}, {epoch}")
-    return _blocks(store, max_tokens - _SPECIAL, short, np.random.default_rng([_STREAM, seed, epoch]))
+    blocks = _blocks(store, max_tokens - _SPECIAL, short, np.random.default_rng([_STREAM, seed, epoch]))
+    instances = np.concatenate(list(blocks))
+    np.random.default_rng([_STREAM, seed, epoch, 1]).shuffle(instances)
+    return instances
 
 
 def kept_tokens(a: Any, b: Any, room: int) -> tuple[Any, Any]:
@@ -81,6 +71,7 @@ def kept_tokens(a: Any, b: Any, room: int) -> tuple[Any, Any]:
 def _blocks(
     store: TokenStore, room: int, short: float, numbers: np.random.Generator
 ) -> Iterator[NDArray[np.void]]:
+    """The instances in blocks, document after document in random order."""
     coins = random.Random(int(numbers.integers(2**63)))  # one number at a time, which numpy is slow at
     order = numbers.permutation(len(store.documents) - 1)
     chunks = _chunks(store, order, room, short, coins)
