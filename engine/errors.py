@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Any, Self
 
-__all__ = ["BundleError", "ExecutorUnavailable", "InputError", "Overloaded", "SegueError", "install"]
+__all__ = [
+    "BundleError",
+    "ExecutorUnavailable",
+    "InputError",
+    "Overloaded",
+    "SegueError",
+    "install",
+    "json_kind",
+]
 
 
 def install(package: str | None, extra: str) -> str:
     """Say how to get a package that is missing: onnxruntime by an extra of its own, others by `extra`."""
     return f"pip install 'segue[{'cpu' if package == 'onnxruntime' else extra}]'"
+
+
+def json_kind(value: Any) -> str:
+    """Say what JSON calls a value that was read from it."""
+    kinds = {bool: "a boolean", int: "a number", float: "a number", str: "a string", list: "an array"}
+    return "null" if value is None else kinds.get(type(value), "an object")
 
 
 class SegueError(Exception):

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from segue.columns import DOCUMENT, PAIR, counted, invented_names, pick
-from segue.errors import InputError
+from segue.errors import InputError, json_kind
 
 __all__ = ["FORMATS", "Row", "Table", "format_of", "read_table"]
 
@@ -145,7 +145,7 @@ def _parse_jsonl(lines: Iterator[str], name: str) -> Iterator[_Parsed]:
         except (ValueError, RecursionError) as error:  # an integer of 5,000 digits, a thousand open brackets
             raise InputError(f"{name}:{line}: not readable as JSON: {error}") from error
         if not isinstance(record, list | dict):
-            raise InputError(f"{name}:{line}: expected an object or an array, got {_json_type(record)}")
+            raise InputError(f"{name}:{line}: expected an object or an array, got {json_kind(record)}")
         yield line, record, text
 
 
@@ -180,7 +180,7 @@ def _rows(parsed: Iterable[_Parsed], places: list[Any], width: int | None, name:
     for line, record, text in parsed:
         if type(record) is not kind:
             raise InputError(
-                f"{name}:{line}: expected an {kinds}, as on the first line, got {_json_type(record)}"
+                f"{name}:{line}: expected an {kinds}, as on the first line, got {json_kind(record)}"
             )
         if width is not None and len(record) != width:
             raise InputError(f"{name}:{line}: {counted(len(record))}, expected {width}")
@@ -191,14 +191,9 @@ def _rows(parsed: Iterable[_Parsed], places: list[Any], width: int | None, name:
         for place, value in zip(places, texts, strict=True):
             if not isinstance(value, str) or ("\\u" in text and _LONE_SURROGATE.search(value)):
                 where = place if width is None else f"item {place + 1}"
-                got = "half a surrogate pair" if isinstance(value, str) else _json_type(value)
+                got = "half a surrogate pair" if isinstance(value, str) else json_kind(value)
                 raise InputError(f"{name}:{line}: {where}: expected a string, got {got}")
         yield Row(line, texts, record, text)
-
-
-def _json_type(value: Any) -> str:
-    kinds = {bool: "a boolean", int: "a number", float: "a number", str: "a string", list: "an array"}
-    return "null" if value is None else kinds.get(type(value), "an object")
 
 
 class Row(NamedTuple):

@@ -5,25 +5,16 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from segue.errors import InputError
+from segue.errors import InputError, json_kind
 from segue.text import check_unicode
 
 __all__ = ["Body", "a_text", "some_texts"]
-
-_KINDS = {
-    type(None): "null",
-    bool: "a boolean",
-    int: "a number",
-    float: "a number",
-    str: "a string",
-    list: "an array",
-}
 
 
 def a_text(name: str, value: Any) -> str:
     """Return the string that `value` must be."""
     if not isinstance(value, str):
-        raise InputError(f"{name}: expected a string, got {_kind(value)}")
+        raise InputError(f"{name}: expected a string, got {json_kind(value)}")
     check_unicode(name, value)
     return value
 
@@ -31,12 +22,8 @@ def a_text(name: str, value: Any) -> str:
 def some_texts(name: str, value: Any) -> list[str]:
     """Return the strings of the array that `value` must be."""
     if not isinstance(value, list):
-        raise InputError(f"{name}: expected an array of strings, got {_kind(value)}")
+        raise InputError(f"{name}: expected an array of strings, got {json_kind(value)}")
     return [a_text(f"{name}[{place}]", text) for place, text in enumerate(value)]
-
-
-def _kind(value: Any) -> str:
-    return _KINDS.get(type(value), "an object")
 
 
 class Body:
@@ -53,7 +40,7 @@ class Body:
         except (ValueError, RecursionError) as error:
             raise InputError(f"the body is not JSON: {error}") from None
         if not isinstance(fields, dict):
-            raise InputError(f"the body: expected an object, got {_kind(fields)}")
+            raise InputError(f"the body: expected an object, got {json_kind(fields)}")
         self._fields = {name: value for name, value in fields.items() if value is not None}
         self._known: list[str] = []
 
@@ -98,14 +85,14 @@ class Body:
         """Return a boolean."""
         value = self.take(name, default)
         if not isinstance(value, bool):
-            raise InputError(f"{name}: expected a boolean, got {_kind(value)}")
+            raise InputError(f"{name}: expected a boolean, got {json_kind(value)}")
         return value
 
     def number(self, name: str, *, least: int = 1) -> int | None:
         """Return a whole number, or None."""
         value = self.take(name)
         if value is not None and (type(value) is not int or value < least):
-            shown = value if type(value) in (int, float) else _kind(value)
+            shown = value if type(value) in (int, float) else json_kind(value)
             raise InputError(f"{name}: expected a whole number from {least}, got {shown}")
         return value
 
@@ -113,6 +100,6 @@ class Body:
         """Return one of these strings, by default the first."""
         value = self.take(name, choices[0])
         if value not in choices:
-            shown = repr(value) if isinstance(value, str) and len(value) <= 40 else _kind(value)
+            shown = repr(value) if isinstance(value, str) and len(value) <= 40 else json_kind(value)
             raise InputError(f"{name}: expected one of {', '.join(choices)}, got {shown}")
         return str(value)
