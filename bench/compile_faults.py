@@ -80,8 +80,8 @@ class _Fault(NamedTuple):
     rule: str
 
 
-def _matrix(rows: int, columns: int, dtype: torch.dtype = torch.float16) -> torch.Tensor:
-    return torch.empty(rows, columns, dtype=dtype)
+def _matrix(rows: int, columns: int) -> torch.Tensor:
+    return torch.empty(rows, columns, dtype=torch.float16)
 
 
 def _shifted(rows: int, columns: int) -> torch.Tensor:

@@ -14,6 +14,8 @@ from gpu_path import ROOT
 from gpu_timing import compare
 
 import segue
+from segue.machine import cpu_name
+from segue.threads import available_threads
 
 __all__ = ["ceilings", "clocks", "machine", "slug"]
 
@@ -25,8 +27,8 @@ def machine(device: torch.device) -> dict[str, Any]:
     """The hardware, the versions and the commit."""
     found: dict[str, Any] = {
         "name": "CPU, interpreted" if device.type == "cpu" else torch.cuda.get_device_name(device),
-        "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "processor": cpu_name(),
+        "cores": available_threads(),
         "python": platform.python_version(),
         "versions": {"segue": segue.__version__} | {name: _version(name) for name in _PACKAGES},
         "segue at": _where(),
@@ -113,12 +115,3 @@ def _said_by(*command: str) -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()
-
-
-def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
-    except OSError:
-        names = []
-    return names[0] if names else platform.machine()

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -31,6 +30,7 @@ from transformers import PreTrainedTokenizerFast
 import segue.text
 from segue.batching import pack, plan
 from segue.engine import DEFAULT_MODEL
+from segue.machine import cpu_name
 from segue.text import PairEncoder
 from segue.threads import available_threads
 
@@ -236,8 +236,7 @@ def _lines(report: dict[str, Any], arguments: argparse.Namespace) -> list[str]:
             for part in PARTS:
                 each = " | ".join(f"{1e3 * median(one[part] for one in way):.1f}" for way in parts.values())
                 lines.append(f"| {part} | {each} |")
-    processor = re.search(r"(?m)^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
-    using = [f"{arguments.threads} threads of {processor[1] if processor else 'an unnamed processor'}"]
+    using = [f"{arguments.threads} threads of {cpu_name()}"]
     using += [f"{name} {version(name)}" for name in ("tokenizers", "transformers", "numpy")]
     return [*lines, "", f"Medians of {arguments.rounds} rounds; {', '.join(using)}"]
 
