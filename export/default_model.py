@@ -53,23 +53,20 @@ _AVERAGED = 3  # checkpoints, the last of a stage
 
 @dataclass(frozen=True)
 class Stage:
-    """A part of the training: steps of 32 pairs, peak learning rate, longest pair in tokens, how pairs are
-    drawn, the share of articles among them, the share of batches with masked words, and how many checkpoints
-    are written on the way, the last three of all being averaged where there are any; the weight of the
-    encoder's cosines where they are taught beside; the share of pairs cut as in packing; dropout; and how far
-    the weights go from the stage's first to its last (as Wortsman and others, 2022, do for robustness)."""
+    """A part of the training. If it writes checkpoints on the way, the last three are averaged, the final one
+    among them."""
 
-    steps: int
-    learning_rate: float
-    max_tokens: int
-    recipe: Recipe
-    articles: float
-    masks: float
-    saves: int
-    cosines: float = 0.0
-    packed: float = 0.0
+    steps: int  # of 32 pairs
+    learning_rate: float  # its peak
+    max_tokens: int  # of a pair
+    recipe: Recipe  # how pairs are drawn
+    articles: float  # share of the pairs; the others are from novels
+    masks: float  # share of the batches with masked words
+    saves: int  # checkpoints on the way
+    cosines: float = 0.0  # weight of the encoder's cosines as a second target; 0: they are not taught
+    packed: float = 0.0  # share of the pairs that are cut as in packing
     dropout: float = 0.0
-    taken: float = 1.0
+    taken: float = 1.0  # how far to go from the stage's first weights to its last (Wortsman and others, 2022)
 
 
 STAGES = (

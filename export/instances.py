@@ -113,20 +113,17 @@ class Source:
 class Recipe:
     """How pairs are drawn; every number but `sides` is a probability.
 
-    positives: of IsNext. swapped: of a negative that two neighbours in the wrong order make. same_document:
-    of any other negative from the same document, not adjacent. other_source: of what is left from another
-    source (else: another document of this source).
-    sides: the weights of 1, 2, 3 ... sentences a side. clause: that a side is cut to the one clause next to
-    the other side. unmarked: that a side loses its final punctuation.
+    A negative is swapped, or else from the same document, or else from another source, or else from another
+    document of the same source.
     """
 
-    positives: float = 0.5
-    same_document: float = 0.0
-    other_source: float = 0.0
-    sides: tuple[float, ...] = (1, 1, 1)
-    clause: float = 0.0
-    unmarked: float = 0.0
-    swapped: float = 0.0
+    positives: float = 0.5  # that a pair is IsNext
+    same_document: float = 0.0  # that a negative's side B is from the same document, not adjacent
+    other_source: float = 0.0  # that it is from another source
+    sides: tuple[float, ...] = (1, 1, 1)  # the weights of 1, 2, 3 ... sentences a side
+    clause: float = 0.0  # that a side is cut to the one clause next to the other side
+    unmarked: float = 0.0  # that a side loses its final punctuation
+    swapped: float = 0.0  # that a negative is two neighbours in the wrong order
 
 
 class _Places:
