@@ -1,5 +1,5 @@
-"""Which pairs run together, and how they lie in memory: the second step. Functions of numbers alone, though
-`plan_stepwise` asks for them as it goes, which may encode more.
+"""Which pairs run together, and how they lie in memory: the second step. Works on numbers alone, but the next
+batch of `plan_stepwise` may have more text encoded first.
 
 A batch is packed: the tokens of all its pairs end to end, with `cu_seqlens` marking where each pair starts.
 Knows nothing about text or models.
@@ -38,9 +38,9 @@ def plan(
 ) -> list[Ints]:
     """Cut P pairs into batches: the rows of each, longest pairs first, equal lengths in their given order.
 
-    A batch holds at most `max_batch_tokens` tokens. For executors whose attention lays the pairs out as a
-    grid, its pairs times its longest pair are at most `max_grid_tokens`, and times the square of that, as
-    many as a head has scores, at most `max_grid_squares`. A pair beyond any of these runs alone.
+    A batch holds at most `max_batch_tokens` tokens. Where attention lays the pairs out as a grid, that is
+    bounded too: its tokens, pairs times the longest pair, by `max_grid_tokens`, and a head's scores, pairs
+    times the square of the longest, by `max_grid_squares`. A pair beyond any of these runs alone.
     """
     if len(lengths) == 1:  # nothing to sort, and a call has no time to lose
         return [np.zeros(1, dtype=np.int64)]

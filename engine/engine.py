@@ -29,9 +29,9 @@ from segue.windows import MOST_PAIRS, characters, windows
 __all__ = ["DEFAULT_MODEL", "Engine", "warn_truncated"]
 
 DEFAULT_MODEL = Path(__file__).parent / "models" / "nsp-minilm"
-# Where attention lays pairs out as a grid, it may be this many times the tokens of a full batch, and have so
-# many scores for each of these: 16 MB of them in a batch of 2048 tokens. More of them leave the cache, and
-# take more memory than all the rest.
+# Bounds of the grid that attention lays pairs out as: this many times the tokens of a full batch, and so many
+# scores for each of these tokens, 16 MB of them in a batch of 2048. More would leave the cache, and take more
+# memory than all the rest.
 _GRID_SLACK = 2
 _GRID_SCORES = 2048
 _MOST_TOKENS = 2**31 - 1  # of a batch, which executors count in 32 bits

@@ -38,11 +38,11 @@ class SegueError(Exception):
         super().__init__(reason if index is None else f"pairs[{index}]: {reason}")
 
     def at(self, index: int) -> Self:
-        """The same, of the pair in another place."""
+        """Return the same error about the pair at another place."""
         return type(self)(self.reason, index=index)
 
     def of(self, name: str) -> Self:
-        """The same, where the caller knows the pair, if it is about one, by another name."""
+        """Return the same error with the pair called `name`; it stays as it is where it is about none."""
         return self if self.index is None else type(self)(f"{name}: {self.reason}")
 
 

@@ -32,7 +32,7 @@ Pair = tuple[str, str]
 # larger ones make others wait; a device gets two of its batches, so that one runs while the other is encoded.
 _TURN_TOKENS, _TURN_BATCHES = 4096, 2
 _BYTES = 5  # of a token of English, about, spaces counted
-_READ = 20  # bytes that are tokenised while one is computed, about: so much counts what truncation drops
+_READ = 20  # bytes that are tokenised in the time of computing one, about; what is truncated is read, too
 _HELD = 64 << 20  # bytes of texts that may wait
 _CLOSED = "closed: no pairs are taken any more"
 
@@ -56,8 +56,8 @@ class Joiner:
     """Computes in a thread of its own, which starts with the first request. Safe to share between threads."""
 
     def __init__(self, engine: Engine, *, max_waiting: int | None) -> None:
-        """Let no more than `max_waiting` pairs wait, unless one request alone has more, and no more bytes of
-        texts than a server can hold; None: as many as there are."""
+        """Let at most `max_waiting` pairs wait, and 64 MiB of texts; None: any number of both. A request that
+        finds none waiting is taken whatever its size."""
         self._engine, self._max_waiting = engine, max_waiting
         self._turn = max(_TURN_TOKENS, _TURN_BATCHES * engine.info.max_batch_tokens)
         self._longest = engine.info.max_tokens
@@ -116,7 +116,7 @@ class Joiner:
         return request.future
 
     def open(self) -> None:
-        """Take requests, as a new one does, after it was closed."""
+        """Take requests again, after it was closed."""
         self._closed = False
 
     def close(self) -> None:
@@ -132,8 +132,8 @@ class Joiner:
             atexit.unregister(self.close)
 
     def _forget(self, request: _Request | None) -> None:
-        """Begin no more pairs of a request that has ended, as a cancelled one may before they were begun; if
-        it is gone, all of them were."""
+        """Begin no more pairs of a request that has ended, as a cancelled one may have some left. One that is
+        gone has none."""
         if request is None:
             return
         with self._changed:
@@ -183,8 +183,8 @@ class Joiner:
         return turn
 
     def _compute(self, turn: list[tuple[_Request, int]]) -> None:
-        """Compute a turn: without the requests of which a pair is bad; if it fails for another reason, each
-        request's part of it alone, so that one fails for itself."""
+        """Compute a turn. A request with a bad pair fails, and the others are computed without it. If the
+        turn fails for another reason, each request is computed alone, so that only those at fault fail."""
         truncation, max_tokens = turn[0][0].options
         while turn:
             try:

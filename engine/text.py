@@ -103,11 +103,11 @@ class PairEncoder:
         at_once: int | None = None,
         whole: bool = False,
     ) -> Encoded:
-        """As `encode`, but the pairs are only read and told apart: the rest comes step by step, by `more`.
+        """As `encode`, but only read the pairs and tell them apart: `Encoded.more` does the rest, in steps.
 
         Args:
-            at_once: sentences of the first step, at least 2, of which later ones take twice as many; None:
-                all of them in one.
+            at_once: sentences of the first step, at least 2; later steps take twice as many. None: all in one
+                step.
             whole: read all of a text that is far too long, so that `Encoded.cut` counts every token.
         """
         limit = self._limit(truncation, max_tokens)
@@ -158,7 +158,8 @@ class PairEncoder:
     def _spell(
         self, sentences: list[str], first: int, stop: int, far: set[int], enough: int
     ) -> tuple[NDArray[np.int32], Ints]:
-        """As `Words.spell` of some sentences: of the beginning of each of `far` that has enough tokens."""
+        """As `Words.spell`, of sentences[first:stop]. Of those in `far` only the beginning is read, if it has
+        `enough` tokens."""
         some = sentences[first:stop]
         cut = [n - first for n in far if first <= n < stop]
         for place in cut:
@@ -200,10 +201,10 @@ class PairEncoder:
 
 
 def _far_too_long(sentences: list[str], pairs: Ints, budget: int, reach: int) -> set[int]:
-    """Return the sentences of more than `reach` characters of which the beginning will do.
+    """Return the sentences of more than `reach` characters of which the beginning is enough.
 
-    A pair is truncated the same then, whatever follows; but where both sides might have more than half of the
-    budget, their lengths are compared, and each must be whole.
+    Truncation leaves the same of such a one, whatever follows. It may not where both sides of a pair might
+    have more than half of the budget: then their lengths are compared, and both must be read whole.
     """
     long = {n for n, text in enumerate(sentences) if len(text) > reach}
     if long:

@@ -15,7 +15,7 @@ _CHARACTERS = 1 << 23  # a window closes past this many, whatever its pairs
 
 
 def characters(item: Any) -> int:
-    """How many there are in the texts of a pair; of what is no pair, none."""
+    """Return the number of characters in the texts of a pair; 0 for what is no pair."""
     if not isinstance(item, (list, tuple)) and not (isinstance(item, np.ndarray) and item.ndim):
         return 0
     return sum(len(text) for text in item if isinstance(text, str))

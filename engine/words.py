@@ -23,8 +23,8 @@ from tokenizers.pre_tokenizers import BertPreTokenizer
 __all__ = ["Words"]
 
 _SENTENCES_AT_ONCE = 1024  # bounds the lists of their words, and how far room is overrun
-_RUN = 64  # new words to a text: its own costs, 4 us, are as much as those of a word
-_TEXTS = 256  # to a call, for the tokenizer's threads to share out; bounds its objects, some 70 bytes a token
+_RUN = 64  # new words that are tokenised as one text, which itself costs as much as a word, 4 us
+_TEXTS = 256  # such texts in a call, for the tokenizer's threads to share; its objects take 70 bytes a token
 _WORTH = 8192  # new words, from which on it pays to have read the vocabulary: 20 ms and 5 MB
 _REMEMBERED = 1 << 18  # characters, and _EACH more a word: of prose some 11,000 words, twice, in 3 MB
 _EACH = 16
@@ -69,7 +69,7 @@ def _longest_word(tokenizer: Tokenizer) -> int:
 
 
 def _newest(known: dict[str, bytes]) -> dict[str, bytes]:
-    """As many words as may be remembered, of a text that had far more."""
+    """Return the newest of the words, as many as may be remembered."""
     kept, room = {}, _REMEMBERED
     for word in reversed(list(known)):  # at once: other threads add to it
         room -= len(word) + _EACH

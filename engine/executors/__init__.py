@@ -44,8 +44,8 @@ class Executor(Protocol):
     precision: str  # of the arithmetic
     threads: int
     batch_tokens: int  # run at once, at most
-    overlaps: bool  # whether it runs beside the host, which does well to encode the next pairs meanwhile
-    grid: bool  # whether attention lays pairs out as a grid, so that their longest counts for all
+    overlaps: bool  # whether it runs beside the host, which can encode the next pairs meanwhile
+    grid: bool  # whether attention lays pairs out as a grid, where each takes the room of the longest
     description: list[str]  # what `engine.info` prints as the plan
 
     def tokens_at_once(self, total: int) -> int:
@@ -81,8 +81,8 @@ def open_executor(
         batch_tokens: tokens run at once, or None for what suits the executor.
         longest: tokens of the longest pair.
         batch_invariant: keep to the bit, under triton, what a pair gives in any batch.
-        dimensions: of the model, which a graph whose ids nothing checks as it runs is held against.
-        stored: the precision of the weights in the file. Those in int8 are computed with so, on a CPU.
+        dimensions: of the model. An executor that checks no ids as it runs holds the graph's tables to them.
+        stored: the precision of the weights in the file; int8 weights are computed with in int8, on a CPU.
 
     Raises:
         InputError: a name is unknown.

@@ -38,24 +38,24 @@ _CLOSED = "this engine is closed"
 _sessions: WeakSet[Any] = WeakSet()  # those of this process
 
 
-def _let_none_end() -> None:
-    """In a process that was forked: a session waits, as it ends, for threads that stayed behind, and so would
-    the process, for ever. They end with the process only, and nobody waits for them then."""
+def _keep_sessions() -> None:
+    """Keep every session of a forked child until the child exits. To destroy one would wait for its threads,
+    which a fork leaves behind, and so for ever; when the process exits nobody waits for them."""
     for session in _sessions:
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(session))
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_let_none_end)
+    os.register_at_fork(after_in_child=_keep_sessions)
 
 
 class OnnxRuntimeExecutor:
     """ONNX Runtime's sessions of one model. `run` may be called from any number of threads.
 
-    On a CPU all threads share a batch, so that one is done soon. Many batches run side by side, a thread
-    each, where none waits for another: with two threads a tenth more of them a second. That takes a session
-    of its own, opened when first there are so many, which has the weights a second time. Where the file is
-    another by then, or gone, batches go on one after the other.
+    On a CPU all threads share a batch, so that a single one is done soon. Many batches run side by side, one
+    a thread, as then no thread waits for another: with two threads that is a tenth more batches a second. It
+    takes a second session, with a second copy of the weights, which is opened the first time there are so
+    many. If the model's file has changed or gone by then, batches still run one after the other.
     """
 
     name = "onnxruntime"
@@ -73,18 +73,18 @@ class OnnxRuntimeExecutor:
         precision: str = "float32",
         exact_int8: bool = False,
         another: Callable[[], Any] | None = None,
-        whole: Callable[[], bool] = lambda: True,
+        unchanged: Callable[[], bool] = lambda: True,
     ) -> None:
         """Take over a session whose providers have been checked.
 
         Args:
-            another: opens one of a single thread, of the same file.
-            whole: whether that file is still what it was.
-            beside_tokens: of a batch where many run side by side; None: as many as otherwise.
+            another: opens a session of a single thread, of the same file.
+            unchanged: tells whether that file is still what it was.
+            beside_tokens: of a batch where many run side by side; None: `batch_tokens`.
             exact_int8: it runs in the mode for CPUs on which products of int8 overflow.
         """
         self.precision = precision
-        self._session, self._another, self._whole = session, another, whole
+        self._session, self._another, self._unchanged = session, another, unchanged
         self._single: Any = None
         self._pool: ThreadPoolExecutor | None = None
         self._opening = Lock()
@@ -135,7 +135,7 @@ class OnnxRuntimeExecutor:
                 precision=own,
                 exact_int8=exact,
                 another=partial(opened, 1) if threads > 1 else None,
-                whole=lambda: _state(model) == before,
+                unchanged=lambda: _state(model) == before,
             )
         number = int(device.partition(":")[2] or 0)
         session = _cuda_session(model, number, threads)
@@ -147,8 +147,8 @@ class OnnxRuntimeExecutor:
         return self._beside_tokens if beside else self.batch_tokens
 
     def run(self, batches: Iterable[PackedBatch]) -> Iterator[NDArray[np.float32]]:
-        """Yield the logits `[B, C]` of each batch, in order. Where `close` comes meanwhile, they are computed
-        all the same, or it is said.
+        """Yield the logits `[B, C]` of each batch, in order. If `close` is called meanwhile, the rest is
+        computed all the same, or refused.
 
         Raises:
             SegueError: ONNX Runtime failed, or this was closed.
@@ -207,7 +207,7 @@ class OnnxRuntimeExecutor:
     def _may_open(self) -> bool:
         """Tell whether there is a session of a single thread, or can be; the first time it cannot, log it."""
         with self._opening:
-            if self._another and not self._single and not self._whole():
+            if self._another and not self._single and not self._unchanged():
                 import logging
 
                 self._another = None
@@ -241,7 +241,7 @@ class OnnxRuntimeExecutor:
 
 
 def _state(model: Path) -> list[tuple[int, int, int, int]]:
-    """What tells a graph's files from others of their names; of one that is gone, nothing."""
+    """What a graph's files are known by, so that it shows if others take their place, or none."""
     found = []
     for path in (model, model.with_name(f"{model.name}.data")):
         with suppress(OSError):

@@ -25,8 +25,8 @@ _drawing = Lock()
 
 
 def works(device: str) -> bool:
-    """Tell whether kernels run on the GPU of that name, "auto" and "cuda" being the first. One that is not
-    there counts as one on which they do, so that it is missed by name."""
+    """Tell whether kernels run on the GPU of that name, "auto" and "cuda" being the first. True for a GPU
+    that is not there, so that opening it says that it is missing."""
     if INTERPRETED or not torch.cuda.is_available():
         return False
     with suppress(ExecutorUnavailable):

@@ -27,7 +27,7 @@ def some_texts(name: str, value: Any) -> list[str]:
 
 
 class Body:
-    """An object's fields. One that is null counts as absent: clients write so what they were not given."""
+    """An object's fields. A null counts as absent: clients send it for options that they were not given."""
 
     def __init__(self, text: bytes) -> None:
         """Read JSON.
@@ -45,10 +45,10 @@ class Body:
         self._known: list[str] = []
 
     def end(self) -> None:
-        """Say that no more is taken.
+        """Refuse fields that were not taken, as what they ask for would be ignored.
 
         Raises:
-            InputError: names a field that nobody asked for: what it would change, would not be changed.
+            InputError: names one.
         """
         for name in self._fields:
             if name not in self._known:
