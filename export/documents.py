@@ -1,5 +1,5 @@
-"""Documents from raw text one at a time, so that a corpus may be larger than memory, which is bounded by the
-largest document. Knows nothing about tokens.
+"""Documents from the files of a corpus, one at a time, so that memory holds the largest document and not the
+corpus. Knows nothing about tokens.
 """
 
 from __future__ import annotations

@@ -49,10 +49,10 @@ def fine_tune(
     rate follows the clock: the run ends in time, its decay complete, and draws the same pairs each time, but
     how many of them depends on the machine. `train_words=False` leaves the word embeddings as they are, which
     saves their dense gradient and keeps words that a small corpus lacks where they were. With `teacher`, an
-    encoder's checkpoint folder, the model also learns to tell the cosine of the two sides' token sums there,
-    whose squared error is added to the loss times `cosine_weight`. `packed` is the share of the pairs that
-    are cut as BERT's packing cuts, `masks` that of the batches with masked words.
-    `dropout` is of hidden states. On the way `out/checkpoint-STEP` is written `saves` times, and what
+    encoder's checkpoint folder, the model also learns to predict the cosine that the two sides' token sums
+    have in that encoder: `cosine_weight` times its squared error is added to the loss. `packed` is the share
+    of the pairs that are cut as BERT's packing cuts, `masks` that of the batches with masked words, and
+    `dropout` that of hidden states. On the way `out/checkpoint-STEP` is written `saves` times, and what
     `watch(model, tokenizer)` returns is printed.
 
     Raises `InputError` or `BundleError` before any training where an option, the corpus or the checkpoint is

@@ -1,7 +1,7 @@
 """What an export starts from: a Hugging Face checkpoint folder, or a bundle that is wanted in another form.
 
-A bundle's graph calls each weight as `Bert` does, so that the network can be built again from it. What it was
-exported from is what the new one was, too.
+A bundle's graph names its weights as `Bert` does, so that the network can be built again from it. What the
+bundle was exported from is put down as the source of the new one, too.
 """
 
 from __future__ import annotations

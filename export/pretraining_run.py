@@ -1,8 +1,8 @@
 """The folder of a pre-training run: what it was started with, and its last complete checkpoint.
 
 A run may be killed at any moment: the record comes first, a checkpoint counts once it is marked complete, and
-what came after the last mark is done again. The mark says what the checkpoint's files hold, for the trainer
-starts afresh, without a word, what it does not find. Knows nothing about models.
+what came after the last mark is done again. The mark has the checksum of each file, as the trainer starts
+afresh, without a word, what it does not find. Knows nothing about models.
 """
 
 from __future__ import annotations

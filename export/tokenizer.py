@@ -84,7 +84,7 @@ def max_tokens(folder: Path, positions: int) -> int:
 
 
 def _check_settings(settings: dict[str, Any], folder: Path) -> None:
-    """Refuse what would have a text, or a pair, read otherwise than it will be."""
+    """Refuse settings under which a text or a pair would be read in another way than segue reads it."""
     path = folder / "tokenizer_config.json"
     named, inputs = settings.get("tokenizer_class"), settings.get("model_input_names")
     if named not in (*_BERT_CLASSES, *_ANY_CLASSES):

@@ -130,7 +130,8 @@ def differences(found: Arrays, expected: Arrays, *, regression: bool = False) ->
 
 
 def _distances(found: Arrays, expected: Arrays, *, regression: bool) -> Arrays:
-    """Return each difference: of probabilities, which a regression has none of, and relative, of logits."""
+    """Return the differences of probabilities, and of logits relative to the pair's largest or 1; the latter
+    twice for a regression, which has no probabilities."""
     scale = np.maximum(np.abs(expected[0]).max(axis=1, keepdims=True), 1)
     logits = np.abs(found[0] - expected[0]) / scale
     return logits if regression else np.abs(found[1] - expected[1]), logits

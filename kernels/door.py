@@ -25,11 +25,11 @@ _MOST = 2**31 - 2**13  # rows or columns, which kernels count in 32 bits, up to 
 
 
 def check(name: str, x: Tensor, shape: tuple[int | None, ...], *, like: Tensor | None = None) -> None:
-    """A matrix of floats whose rows may lie anywhere and whose last axis is contiguous; None in `shape` is
-    any size. With `like`, of its dtype and device.
+    """Check for floats of that shape, None being any size, whose last axis is contiguous. Rows may lie
+    anywhere. With `like`, they must have its dtype and device.
 
     Raises:
-        ValueError: it is not so, or it wants gradients, which kernels do not give.
+        ValueError: x is not so, or it wants gradients, which kernels do not give.
     """
     _check_shape(name, x, shape)
     if like is None:
@@ -55,7 +55,7 @@ def check_columns(name: str, x: Tensor) -> None:
 
 
 def check_reach(name: str, x: Tensor, rows: int) -> None:
-    """Raise ValueError where so many rows reach further than 32 bits tell, which kernels count them in."""
+    """Raise ValueError where so many rows reach over more elements than kernels can count in 32 bits."""
     if rows * x.stride(0) >= 2**31:
         raise ValueError(f"{name}: {rows} rows of stride {x.stride(0)} reach over 2^31 elements")
 
@@ -66,7 +66,7 @@ def check_vector(name: str, x: Tensor, size: int, *, like: Tensor) -> None:
 
 
 def check_live(live: Tensor | None, *, like: Tensor) -> None:
-    """One integer on the device of `like`, or None. Its value stays there."""
+    """Check for None or one integer on the device of `like`, whose value is not read."""
     if live is not None:
         check_ids("live", live, 1, like=like)
 
@@ -81,8 +81,9 @@ def check_out(
     name: str = "out",
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """The tensor to write to: `out`, or a new one of `like`'s dtype and device, zeros where only `live` rows
-    will be written. With `wide`, `out` may be float32 whatever `like` is; with `dtype`, it is of that."""
+    """Return the tensor to write to: `out`, or a new one of `like`'s dtype and device, zeros where only
+    `live` rows will be written. With `wide`, `out` may be float32 whatever `like` is; with `dtype`, it must
+    be of that."""
     if out is None:
         make = torch.empty if live is None else torch.zeros
         return make(shape, dtype=dtype or like.dtype, device=like.device)
@@ -97,7 +98,7 @@ def check_out(
 
 
 def check_ids(name: str, x: Tensor, count: int | None, *, like: Tensor) -> None:
-    """[count] of int32 or int64, contiguous, on the device of `like`."""
+    """Check for [count] of int32 or int64, contiguous, on the device of `like`; None is any count."""
     _check_shape(name, x, (count,))
     if x.dtype not in _INTEGERS:
         raise ValueError(f"{name}: expected int32 or int64, got {_name(x.dtype)}")
@@ -108,8 +109,8 @@ def check_ids(name: str, x: Tensor, count: int | None, *, like: Tensor) -> None:
 
 
 def check_bounds(cu_seqlens: Tensor, tokens: int, longest: int | None, *, like: Tensor) -> int:
-    """The longest pair of a packed batch of `tokens` rows. With `longest` given, cu_seqlens' values are
-    trusted and stay on the device."""
+    """Return the longest pair of a packed batch of `tokens` rows. With `longest` given, the values of
+    cu_seqlens are trusted and stay on the device."""
     check_ids("cu_seqlens", cu_seqlens, None, like=like)
     if not len(cu_seqlens):
         raise ValueError("cu_seqlens: expected a bound more than there are pairs, got none at all")
