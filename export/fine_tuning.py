@@ -7,7 +7,7 @@ the loop is in `training`, which needs transformers; this module needs none.
 
 from __future__ import annotations
 
-__all__ = ["DEFAULT_RECIPE", "fine_tune"]
+__all__ = ["fine_tune"]
 
 import json
 from collections.abc import Callable, Sequence
@@ -17,17 +17,14 @@ from typing import Any
 from segue.errors import ExecutorUnavailable, InputError
 from segue.export.instances import Recipe, Source, draw_pairs
 
-DEFAULT_RECIPE = Recipe(same_document=0.1, other_source=0.05, sides=(3, 2, 1), clause=0.1, unmarked=0.25)
-
 
 def fine_tune(
     sources: Sequence[Source],
     *,
     init: str | Path,
     out: str | Path,
-    recipe: Recipe = DEFAULT_RECIPE,
+    recipe: Recipe,
     steps: int | None = None,
-    epochs: float | None = None,
     minutes: float | None = None,
     learning_rate: float = 2e-4,
     batch_size: int = 32,
@@ -45,34 +42,22 @@ def fine_tune(
 ) -> dict[str, Any]:
     """Train, write the checkpoint and `metrics.json` to `out`, return the metrics.
 
-    One of steps, epochs and minutes gives the length; without any it is one epoch. With minutes the learning
-    rate follows the clock: the run ends in time, its decay complete, and draws the same pairs each time, but
-    how many of them depends on the machine. `train_words=False` leaves the word embeddings as they are, which
-    saves their dense gradient and keeps words that a small corpus lacks where they were. With `teacher`, an
-    encoder's checkpoint folder, the model also learns to predict the cosine that the two sides' token sums
-    have in that encoder: `cosine_weight` times its squared error is added to the loss. `packed` is the share
-    of the pairs that are cut as BERT's packing cuts, `masks` that of the batches with masked words, and
-    `dropout` that of hidden states. On the way `out/checkpoint-STEP` is written `saves` times, and what
-    `watch(model, tokenizer)` returns is printed.
+    Either steps or minutes give the length. With minutes the learning rate follows the clock: the run ends in
+    time, its decay complete, and draws the same pairs each time, but how many of them depends on the machine.
+    `train_words=False` leaves the word embeddings as they are, which saves their dense gradient and keeps
+    words that a small corpus lacks where they were. With `teacher`, an encoder's checkpoint folder, the model
+    also learns to predict the cosine that the two sides' token sums have in that encoder: `cosine_weight`
+    times its squared error is added to the loss. `packed` is the share of the pairs that are cut as BERT's
+    packing cuts, `masks` that of the batches with masked words, and `dropout` that of hidden states. On the
+    way `out/checkpoint-STEP` is written `saves` times, and what `watch(model, tokenizer)` returns is printed.
 
     Raises `InputError` or `BundleError` before any training where an option, the corpus or the checkpoint is
     unusable, and `ExecutorUnavailable` where transformers is missing.
     """
-    options = {"steps": steps, "epochs": epochs, "minutes": minutes}
-    given = {name: value for name, value in options.items() if value is not None}
-    if len(given) > 1:
-        raise InputError(f"expected one of steps, epochs and minutes, got {' and '.join(given)}")
-    positive = {"learning_rate": learning_rate, "batch_size": batch_size, "threads": threads}
-    for name, value in {**given, **positive}.items():
+    asked = {"steps": steps, "minutes": minutes, "batch_size": batch_size, "threads": threads}
+    for name, value in asked.items():
         if value is not None and not value > 0:
             raise InputError(f"{name}: expected more than 0, got {value}")
-    for name, share, of in ("masks", masks, "batches"), ("packed", packed, "pairs"):
-        if not 0 <= share <= 1:
-            raise InputError(f"{name}: expected a share of the {of}, 0 to 1, got {share}")
-    if not cosine_weight >= 0:
-        raise InputError(f"cosine_weight: expected 0 or more, got {cosine_weight}")
-    if not 0 <= dropout < 1:
-        raise InputError(f"dropout: expected a share of the values, 0 to below 1, got {dropout}")
     draw_pairs(sources, recipe)  # refuses a corpus in which no negative can be drawn
     try:
         from segue.export import default_scores, training, training_data
@@ -82,8 +67,6 @@ def fine_tune(
         ) from error
 
     places = sum(max(len(document.sentences) - 1, 0) for source in sources for document in source.documents)
-    if minutes is None and steps is None:
-        steps = max(1, round((epochs or 1) * places / batch_size))
     init, out = Path(init), Path(out)
     training.set_seed(seed)  # for the head, if it is new
     model, tokenizer = training.load(init, max_tokens=max_tokens)
