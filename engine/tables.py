@@ -37,9 +37,8 @@ _LONGEST_CSV_FIELD = 1 << 26
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")  # what only a JSON escape can bring into a text
 
 _Record = list[Any] | dict[str, Any]
-_Parsed = tuple[
-    int, _Record, str
-]  # the line it begins on, the columns ([] for a blank line), JSONL: the line itself
+# The line it begins on, the columns ([] for a blank line), and of JSONL the line itself.
+_Parsed = tuple[int, _Record, str]
 
 
 def format_of(path: str, given: str | None = None, *, otherwise: str | None = None) -> str:

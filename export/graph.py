@@ -158,9 +158,8 @@ def save_graph(graph: ir.Model, path: Path) -> None:
     """Write the graph to `path`, weights above EXTERNAL_DATA_BYTES beside it in model.onnx.data; check it."""
     weights = sum(weight.const_value.nbytes for weight in graph.graph.initializers.values())
     for weight in graph.graph.initializers.values():
-        weight.shape = weight.type = (
-            None  # said by the tensor; said twice, what changes a weight would contradict
-        )
+        # The tensor has them: said twice, they would differ once a tool changes the weight.
+        weight.shape = weight.type = None
     ir.save(graph, path, external_data=WEIGHTS if weights > EXTERNAL_DATA_BYTES else None)
     onnx.checker.check_model(str(path), full_check=True)
 

@@ -268,9 +268,8 @@ def _cuda_session(model: Path, number: int, threads: int) -> Any:
 
 def _session(model: Path, providers: list[Any], threads: int, *, exact_int8: bool = False) -> Any:
     options = SessionOptions()
-    options.intra_op_num_threads = (
-        threads  # given, so ONNX Runtime neither counts the host's cores nor pins threads
-    )
+    # Given, so that ONNX Runtime neither counts the host's cores nor pins threads.
+    options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     # The arena, on by default, keeps a batch's memory for the next: what went back to the system would come
     # again as pages to be mapped and cleared, a sixth of all time. It grows to what the largest batch takes,

@@ -82,9 +82,8 @@ def run(arguments: Namespace) -> None:
             max_body_bytes=arguments.max_body,
         )
         server = _Server(app.state.service, engine.info, app, arguments.grace)
-        wanted = [
-            number for number in _SIGNALS if signal.getsignal(number) != signal.SIG_IGN
-        ]  # as under nohup
+        # Under nohup SIGHUP is ignored, and stays so.
+        wanted = [number for number in _SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
         # uvicorn sets the same handlers, but only once it runs, and none for SIGHUP
         before = {number: signal.signal(number, server.handle_exit) for number in wanted}
         try:
