@@ -36,3 +36,8 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     found = globals()[name] = getattr(import_module(_LATER[name]), name)
     return found
+
+
+def __dir__() -> list[str]:
+    """Name an engine that nobody has asked for yet: `help(segue)` and completion show what is named."""
+    return sorted({*globals(), *__all__})

@@ -191,3 +191,11 @@ def test_every_module_says_what_it_exports():
         ]
         if any(isinstance(node, (ast.FunctionDef, ast.ClassDef)) for node in code):
             assert "__all__" in names, path
+
+
+def test_help_and_completion_show_what_is_imported_later():
+    out = _python("import pydoc, segue\nprint(*dir(segue))\nprint(pydoc.plain(pydoc.render_doc(segue)))")
+    named, _, shown = out.partition("\n")
+    assert {"Engine", "AsyncEngine", "InputError"} <= set(named.split())
+    assert "class Engine(" in shown
+    assert "class AsyncEngine(" in shown
