@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Self
@@ -291,8 +290,8 @@ class Engine:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def __reduce__(self) -> tuple[Any, tuple[()]]:
-        return partial(type(self).load, **self._arguments), ()
+    def __reduce__(self) -> tuple[Any, tuple[type[Self], dict[str, Any]]]:
+        return _loaded, (type(self), self._arguments)
 
     def __repr__(self) -> str:
         return f"<segue.Engine {self._path.name} on {self._executor.device} by {self._executor.name}>"
@@ -381,6 +380,13 @@ class Engine:
                 if error.index is None:
                     raise
                 bad, pairs = error, pairs[: error.index]
+
+
+def _loaded(kind: type[Engine], arguments: dict[str, Any]) -> Engine:
+    """Load an engine again, as pickle does. A function of this module, which every pickler knows by its name:
+    of a class method cloudpickle and dill take the code along, and `datasets`, which has dill follow that
+    code, cannot hash it."""
+    return kind.load(**arguments)
 
 
 def _counted(steps: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:

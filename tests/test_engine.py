@@ -558,6 +558,12 @@ def test_an_engine_pickles_as_the_arguments_it_was_loaded_with(make_bundle, kind
     assert copy.score([("a", "b")]) == engine.score([("a", "b")])
 
 
+def test_what_loads_a_pickled_engine_is_found_by_its_name(engine):
+    """cloudpickle and dill look no further than the module, and pickle the code of what they do not find."""
+    loads, _ = engine.__reduce__()
+    assert getattr(sys.modules[loads.__module__], loads.__name__) is loads
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_an_engine_says_that_it_does_not_survive_a_fork(make_bundle):
     """Without the check the child waits for threads that it does not have, for ever."""
