@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,9 @@ from segue.report import Explanation, Info
 from segue.text import PairEncoder, check_iterable
 from segue.threads import available_threads
 from segue.windows import MOST_PAIRS, characters, windows
+
+if TYPE_CHECKING:
+    from logging import Logger
 
 __all__ = ["DEFAULT_MODEL", "Engine", "warn_truncated"]
 
@@ -266,8 +269,6 @@ class Engine:
         Args:
             progress: show a bar on stderr.
         """
-        import logging  # 7 ms that a process which warms nothing up need not pay
-
         started = perf_counter()
         self._encoder.warm_up()
         steps = self._executor.warm_up()
@@ -275,9 +276,7 @@ class Engine:
         longest = max(1, self._manifest.max_tokens - 4)  # three special tokens and one of "b"
         for size in (1, longest):
             self._logits(self._encode([("a " * size, "b")], "longest_first", None))
-        logging.getLogger("segue").info(
-            "warm-up: %d steps and two pairs in %.2f s", count, perf_counter() - started
-        )
+        _logger().info("warm-up: %d steps and two pairs in %.2f s", count, perf_counter() - started)
 
     def close(self) -> None:
         """Give back the model's memory. Anything but `info` and `labels` raises SegueError from then on."""
@@ -356,16 +355,19 @@ class Engine:
         max_tokens: int | None,
     ) -> Iterator[NDArray[np.float32]]:
         truncated = seen = 0
+        log: Logger | None = None
         try:
             for start, window in pairs:
                 encoded, logits, error = self._until_bad(window, truncation, max_tokens)
                 truncated += encoded.truncated
                 seen += len(logits)
+                if truncated:  # the stream may end with Python itself, which imports nothing any more
+                    log = log or _logger()
                 yield from scores(logits, self._manifest.head, output)
                 if error is not None:
                     raise error.at(start + len(logits))
         finally:
-            warn_truncated(truncated, seen)
+            warn_truncated(truncated, seen, log)
 
     def _until_bad(
         self, pairs: list[Any], truncation: str, max_tokens: int | None
@@ -421,11 +423,15 @@ def _bundle_folder(path: str | os.PathLike[str] | None, precision: str | None) -
     raise BundleError(f"{folder}: neither a bundle ({MANIFEST}) nor a Hugging Face checkpoint (config.json)")
 
 
-def warn_truncated(count: int, pairs: int) -> None:
+def _logger() -> Logger:
+    import logging  # 7 ms that a process which has nothing to say need not pay
+
+    return logging.getLogger("segue")
+
+
+def warn_truncated(count: int, pairs: int, log: Logger | None = None) -> None:
     """Log how many pairs of a call were shortened, if any were."""
     if count:
-        import logging  # 7 ms that a call which truncates nothing need not pay
-
-        logging.getLogger("segue").warning(
+        (log or _logger()).warning(
             "%d of %d pairs were longer than the limit and were truncated", count, pairs
         )

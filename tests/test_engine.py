@@ -302,6 +302,16 @@ def test_a_stream_that_truncates_before_a_bad_pair_says_so_once(engine, caplog):
     ]
 
 
+def test_a_stream_that_is_left_until_the_process_ends_says_so_too(make_bundle):
+    code = f"""
+from segue import Engine
+stream = Engine.load({str(make_bundle())!r}, threads=1).score_iter([("word " * 30, "man")] * 2, max_tokens=20)
+next(stream)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr == "2 of 2 pairs were longer than the limit and were truncated\n"
+
+
 @pytest.fixture
 def overlapping(engine, monkeypatch) -> Iterator[tuple[Engine, list[str]]]:
     """An engine whose executor runs beside the host, four sentences ahead; what happens is listed."""
