@@ -11,7 +11,7 @@ import secrets
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -71,7 +71,8 @@ def destination(path: str) -> Iterator[BinaryIO]:
                 shutil.copymode(target, partial)
             os.replace(partial, target)
         except BaseException:
-            file.close()
+            with suppress(OSError):  # a full disk takes what is still to be written no more than before
+                file.close()
             partial.unlink(missing_ok=True)
             raise
 

@@ -8,6 +8,7 @@ import io
 import json
 import os
 import pty
+import resource
 import select
 import shutil
 import signal
@@ -395,6 +396,19 @@ def test_a_full_disk_under_stdout_is_exit_code_1(
         monkeypatch.setattr(sys, "stdout", full)
         code, _, err = run("rank", "q", "--model", bundle, stdin=b"document\n")
     assert (code, len(err.splitlines())) == (1, 1)
+
+
+def test_a_disk_that_fills_up_keeps_no_half_a_file(bundle: Path, tmp_path: Path) -> None:
+    pairs, folder = write(tmp_path / "pairs.tsv", TSV * 20), tmp_path / "out"
+    folder.mkdir()
+    process = start(
+        *("score", pairs, "--model", bundle, "-o", folder / "out.tsv"),
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100)),  # bytes of a file
+    )
+    _, err = process.communicate()
+    assert (process.returncode, len(err.splitlines())) == (1, 1)
+    assert list(folder.iterdir()) == []
 
 
 def test_a_reader_that_goes_away_ends_it_quietly(bundle: Path, tmp_path: Path) -> None:
