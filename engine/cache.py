@@ -3,6 +3,7 @@ folder, or a bundle that is wanted in int8."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import logging
 import os
@@ -73,6 +74,10 @@ def exported(source: Path, precision: str) -> Path:
         except BundleError:
             if not (bundle / MANIFEST).is_file():  # else one exported it where nothing locks: that one serves
                 raise
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise _no_place(folder, error.strerror) from error
     return bundle
 
 

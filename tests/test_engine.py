@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import logging
@@ -459,6 +460,15 @@ def test_an_unusable_cache_is_named(make_checkpoint, tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("no home directory")))
     with pytest.raises(SegueError, match=r"no place .*there is no home folder.*SEGUE_CACHE"):
         Engine.load(make_checkpoint())
+
+
+def test_a_cache_that_fills_up_is_named(make_checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setenv("SEGUE_CACHE", str(tmp_path))
+    full = OSError(errno.ENOSPC, "No space left on device")  # as from a write, which names no file
+    monkeypatch.setattr("segue.export.publish.save_graph", lambda *_: (_ for _ in ()).throw(full))
+    with pytest.raises(SegueError, match=r"no place for exported models .No space left on .*SEGUE_CACHE"):
+        Engine.load(make_checkpoint())
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
 
 
 def test_a_cache_that_takes_nothing_is_named(make_checkpoint, tmp_path, monkeypatch):
