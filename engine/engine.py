@@ -281,7 +281,8 @@ class Engine:
     def close(self) -> None:
         """Give back the model's memory. Anything but `info` and `labels` raises SegueError from then on."""
         self._closed = True
-        self._executor.close()
+        if os.getpid() == self._process:  # else a lock may be held by a thread that stayed behind
+            self._executor.close()
 
     def __enter__(self) -> Self:
         return self

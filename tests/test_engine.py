@@ -627,6 +627,25 @@ print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
     assert done.stdout.split() == ["7"], done.stderr
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_forked_process_waits_for_no_lock_to_close_an_engine(make_bundle):
+    """As where another thread warmed the engine up, or scored on a GPU: the lock is never released there."""
+    code = f"""
+import os, signal
+from segue import Engine
+engine = Engine.load({str(make_bundle())!r}, threads=2)
+with engine._executor._opening:
+    child = os.fork()
+    if child == 0:
+        signal.alarm(30)
+        engine.close()
+        os._exit(7)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == ["7"], done.stderr
+
+
 def test_many_pairs_are_scored_while_the_process_ends(make_bundle):
     """When Python starts nothing more in another thread."""
     code = f"""
