@@ -38,7 +38,10 @@ def distributions(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in _tracked():
         (source / name).parent.mkdir(parents=True, exist_ok=True)
         (source / name).write_bytes((ROOT / name).read_bytes())
-    _run(sys.executable, "-P", "-m", "build", "--outdir", folder, source, cwd=folder)
+    build = [sys.executable, "-P", "-m", "build", "--outdir", folder, source]
+    with (folder / "said").open("w") as said:
+        done = subprocess.run(build, stdout=said, stderr=subprocess.STDOUT, cwd=folder, check=False)
+    assert done.returncode == 0, (folder / "said").read_text()
     return folder
 
 
@@ -70,6 +73,12 @@ def test_the_wheel_holds_every_source_file_and_the_default_model(wheel):
     assert not [
         name for name in names if name.split("/")[0] in ("engine", "kernels", "export", "tests", "bench")
     ]
+
+
+def test_the_build_takes_no_folder_for_a_package_that_is_left_out(distributions):
+    said = (distributions / "said").read_text()
+    assert "copying engine/models/nsp-minilm/model.onnx" in said
+    assert "would be ignored" not in said
 
 
 def test_the_source_distribution_holds_all_that_the_readme_calls(distributions):
