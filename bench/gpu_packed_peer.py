@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from importlib.util import find_spec
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,9 +19,30 @@ from torch.nn import functional
 
 from segue.batching import PackedBatch
 
-__all__ = ["PackedPeer", "attentions"]
+__all__ = ["Packed", "PackedPeer", "attentions", "packed"]
 
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor, int], Tensor]
+
+
+class Packed(NamedTuple):
+    """A batch on the host: the rows of its pairs, ids, types and positions [3, T], bounds, longest pair."""
+
+    rows: np.ndarray
+    numbers: Tensor
+    bounds: Tensor
+    longest: int
+
+
+def packed(rows: list[np.ndarray], batches: list[PackedBatch], *, pinned: bool) -> list[Packed]:
+    """Make batches ready to be sent."""
+    ready = []
+    for some, batch in zip(rows, batches, strict=True):
+        numbers = torch.from_numpy(np.stack([batch.input_ids, batch.token_type_ids, batch.position_ids]))
+        bounds = torch.from_numpy(batch.cu_seqlens.astype(np.int32))
+        if pinned:
+            numbers, bounds = numbers.pin_memory(), bounds.pin_memory()
+        ready.append(Packed(some, numbers, bounds, int(np.diff(batch.cu_seqlens).max())))
+    return ready
 
 
 def attentions(smoke: bool) -> dict[str, Attend]:
@@ -51,27 +72,23 @@ class PackedPeer:
             weight, bias = (torch.cat([getattr(p, name) for p in parts]) for name in ("weight", "bias"))
             self._layers.append((layer, weight.detach(), bias.detach()))
 
-    def score(
-        self, rows: list[np.ndarray], batches: list[PackedBatch], *, replay: bool = False
-    ) -> np.ndarray:
-        """[N, C], in the order of the pairs."""
+    def score(self, batches: list[Packed], *, replay: bool = False) -> np.ndarray:
+        """[N, C], in the order of the pairs; copied back when all batches have been sent."""
         with torch.inference_mode():
             found = [
-                (self._replay(batch) if replay else self._forward(*self._sent(batch))) for batch in batches
+                self._replay(batch) if replay else self._forward(*self._sent(batch)) for batch in batches
             ]
             logits = torch.cat(found).float().cpu()
         ordered = torch.empty_like(logits)
-        ordered[torch.from_numpy(np.concatenate(rows))] = logits
+        ordered[torch.from_numpy(np.concatenate([batch.rows for batch in batches]))] = logits
         return ordered.numpy()
 
-    def _sent(self, batch: PackedBatch) -> tuple[Tensor, Tensor, int]:
-        """Ids, types and positions [3, T] and the bounds on the device, and the longest pair."""
-        numbers = np.stack([batch.input_ids, batch.token_type_ids, batch.position_ids])
-        bounds = torch.from_numpy(batch.cu_seqlens.astype(np.int32))
-        longest = int(np.diff(batch.cu_seqlens).max())
-        return torch.from_numpy(numbers).to(self._device), bounds.to(self._device), longest
+    def _sent(self, batch: Packed) -> tuple[Tensor, Tensor, int]:
+        """Numbers and bounds on their way to the device, and the longest pair."""
+        numbers, bounds = (part.to(self._device, non_blocking=True) for part in (batch.numbers, batch.bounds))
+        return numbers, bounds, batch.longest
 
-    def _replay(self, batch: PackedBatch) -> Tensor:
+    def _replay(self, batch: Packed) -> Tensor:
         if id(batch) not in self._graphs:
             numbers, bounds, longest = self._sent(batch)
             self._forward(numbers, bounds, longest)
@@ -81,9 +98,8 @@ class PackedPeer:
                 logits = self._forward(numbers, bounds, longest)
             self._graphs[id(batch)] = graph, (logits, numbers, bounds, batch)
         graph, (logits, numbers, bounds, _) = self._graphs[id(batch)]
-        fresh, fresh_bounds, _ = self._sent(batch)
-        numbers.copy_(fresh)
-        bounds.copy_(fresh_bounds)
+        numbers.copy_(batch.numbers, non_blocking=True)
+        bounds.copy_(batch.bounds, non_blocking=True)
         graph.replay()
         return logits.clone()
 

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from gpu_model import logits_of, rate, sides_of
 from gpu_models import Work, batch_of, batches_of
-from gpu_packed_peer import PackedPeer, attentions
+from gpu_packed_peer import PackedPeer, attentions, packed
 from gpu_padded_peer import padded, score_padded
 from gpu_run import Run
 from gpu_timing import summary, take_turns
@@ -94,12 +94,12 @@ def _scorers(run: Run, work: Work, model: str, half: Any, whole: PackedBatch) ->
     for name, attend in attentions(work.smoke).items():
         peer = PackedPeer(half, attend)
         for tokens in work.budgets[1:]:
-            rows, batches = batches_of(whole, tokens)
-            yield f"{name}, packed @ {tokens} tokens", lambda p=peer, r=rows, b=batches: p.score(r, b)
+            ready = packed(*batches_of(whole, tokens), pinned=not work.smoke)
+            yield f"{name}, packed @ {tokens} tokens", lambda p=peer, b=ready: p.score(b)
             if work.device.type == "cuda":
                 yield (
                     f"{name}, packed, a GPU graph for each batch @ {tokens} tokens",
-                    lambda p=peer, r=rows, b=batches: p.score(r, b, replay=True),
+                    lambda p=peer, b=ready: p.score(b, replay=True),
                 )
 
 

@@ -405,6 +405,28 @@ def test_texts_have_as_many_tokens_as_asked_for(bench: Any, work: Any) -> None:
     assert PairEncoder(path, 512).encode(bench.models.texts(path, lengths)).lengths.tolist() == lengths
 
 
+def test_the_packed_peer_does_not_wait_for_a_batch_to_arrive(
+    bench: Any, work: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed, padded = (importlib.import_module(f"gpu_{name}_peer") for name in ("packed", "padded"))
+    module = work.model("toy").module.eval()
+    whole = bench.models.batch_of([5, 12, 3, 9], 30_000)
+    peer = packed.PackedPeer(module, packed.attentions(True)["a loop of SDPA"])
+    ready = packed.packed(*bench.models.batches_of(whole, 15), pinned=False)
+    classic = padded.padded(whole, 2, pinned=False)
+    to, sent = torch.Tensor.to, []
+
+    def watched(tensor: Any, *args: Any, **options: Any) -> Any:
+        if args and isinstance(args[0], torch.device):
+            sent.append(options.get("non_blocking"))
+        return to(tensor, *args, **options)
+
+    monkeypatch.setattr(torch.Tensor, "to", watched)
+    logits = peer.score(ready)
+    assert sent == [True, True] * 3
+    assert np.allclose(logits, padded.score_padded(module, classic, work.device), atol=1e-5)
+
+
 def test_a_checkout_that_is_not_installed_is_importable(bench: Any, tmp_path: Path) -> None:
     bench.path.link(tmp_path)
     code = (
