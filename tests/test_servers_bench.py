@@ -106,3 +106,10 @@ def test_the_table_is_of_medians_and_ratios_of_rounds(bench: SimpleNamespace) ->
     assert "| ours | 200.0 | 1.00 | 5.0 | 10.0 |" in page
     assert "| theirs | 50.0 | 2.00 | 20.0 | 40.0 |" in page
     assert "- theirs: x 1" in page
+
+
+def test_the_page_in_the_repository_is_made_of_its_record(bench: SimpleNamespace) -> None:
+    (record,) = (BENCH / "results").glob("servers-*.json")
+    page = bench.servers_report.markdown(json.loads(record.read_text(encoding="utf-8")))
+    assert record.with_suffix(".md").read_text(encoding="utf-8") == page
+    assert "Infinity has up to 32, its default" in page
