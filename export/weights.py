@@ -24,6 +24,9 @@ _KINDS = (
     ("model.safetensors", "model.safetensors.index.json"),
     ("pytorch_model.bin", "pytorch_model.bin.index.json"),
 )
+_ADAPTER = (
+    "adapter_config.json"  # PEFT's; where it is there, transformers changes the weights by the adapter's
+)
 _OLD_NAMES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
 
 
@@ -31,8 +34,14 @@ def weight_files(folder: Path) -> list[Path]:
     """Return the files that hold the weights: one, or the shards in the order of their names.
 
     Raises:
-        BundleError: there are none, a shard is missing, or the index is not readable or leaves the folder.
+        BundleError: there are none, a shard is missing, or the index is not readable or leaves the folder; or
+            an adapter lies beside them.
     """
+    if (folder / _ADAPTER).is_file():
+        raise BundleError(
+            f"{folder / _ADAPTER}: the adapter is not in the weights: merge it into them (merge_and_unload) "
+            "and save the model anew"
+        )
     for single, index in _KINDS:
         if (folder / single).is_file():
             return [folder / single]

@@ -179,6 +179,16 @@ class Boom:
         return (Path.touch, (Path("boom"),))
 
 
+def test_an_adapter_beside_the_weights_is_not_left_out_silently(folder: Path) -> None:
+    (folder / "adapter_config.json").write_text("{}")
+    with pytest.raises(
+        BundleError, match=r"adapter_config\.json: the adapter is not in the weights: merge it"
+    ):
+        weight_files(folder)
+    with pytest.raises(BundleError, match="merge it"):
+        load_bert(read_checkpoint(folder))
+
+
 def test_a_pickle_is_never_run(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (folder / "model.safetensors").unlink()
