@@ -102,7 +102,8 @@ def write_vocabulary(tokenizer: Tokenizer, folder: str | Path, *, max_tokens: in
     """Write tokenizer.json, vocab.txt and tokenizer_config.json; transformers and segue read it from them."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(str(folder / "tokenizer.json"))
+    # not by its own `save`, which raises no OSError where the disk is full
+    (folder / "tokenizer.json").write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
     numbers = tokenizer.get_vocab(with_added_tokens=True)
     words = {i: word for word, i in numbers.items()}
     lines = (words.get(i, "") for i in range(max(words) + 1))  # empty where no token has the id: lines count

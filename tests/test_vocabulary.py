@@ -139,6 +139,17 @@ def test_an_empty_line_leaves_its_id_free_as_in_transformers(tmp_path):
         assert read_vocabulary(folder / "vocab.txt").encode("one two").ids == [2, 5, 7, 3]
 
 
+def test_a_full_disk_is_told_as_one(trained, tmp_path):
+    resource = pytest.importorskip("resource")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            write_vocabulary(trained, tmp_path, max_tokens=77)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
 @pytest.mark.parametrize("lowercase", [True, False])
 def test_transformers_loads_it(corpus, tmp_path, lowercase):
     import transformers
