@@ -20,7 +20,7 @@ from segue.bundle import read_object
 from segue.errors import BundleError
 from segue.export.special_tokens import add_tokens, special_token, special_tokens
 
-__all__ = ["bert_tokenizer", "max_tokens", "read_tokenizer"]
+__all__ = ["bert_tokenizer", "check_parts", "max_tokens", "read_tokenizer"]
 
 _BERT_CLASSES = (None, "BertTokenizer", "BertTokenizerFast", "ElectraTokenizer", "ElectraTokenizerFast")
 _ANY_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend")
@@ -83,6 +83,19 @@ def max_tokens(folder: Path, positions: int) -> int:
     return min(positions, int(limit)) if sane else positions
 
 
+def check_parts(stored: dict[str, Any], path: Path) -> None:
+    """Raise `BundleError` unless what a tokenizer.json holds, read from `path`, is BERT's in every part."""
+    for part, expected in _BERT_PARTS.items():
+        found = stored.get(part) or {}
+        if not isinstance(found, dict):
+            raise BundleError(f"{path}: {part}: expected an object, got {found!r}")
+        for key, value in expected.items():
+            if found.get(key) != value:
+                raise BundleError(
+                    f"{path}: {part}.{key}: {found.get(key)!r} is not BERT's, which has {value!r}"
+                )
+
+
 def _check_settings(settings: dict[str, Any], folder: Path) -> None:
     """Refuse settings under which a text or a pair would be read in another way than segue reads it."""
     path = folder / "tokenizer_config.json"
@@ -115,16 +128,7 @@ def _from_json(path: Path, settings: dict[str, Any]) -> Tokenizer:
     tokenizer.no_truncation()
     tokenizer.no_padding()
     if settings.get("tokenizer_class") in _BERT_CLASSES:
-        stored = read_object(path)
-        for part, expected in _BERT_PARTS.items():
-            found = stored.get(part) or {}
-            if not isinstance(found, dict):
-                raise BundleError(f"{path}: {part}: expected an object, got {found!r}")
-            for key, value in expected.items():
-                if found.get(key) != value:
-                    raise BundleError(
-                        f"{path}: {part}.{key}: {found.get(key)!r} is not BERT's, which has {value!r}"
-                    )
+        check_parts(read_object(path), path)
         tokenizer.normalizer = _normalizer(settings, path.parent)
     return tokenizer
 

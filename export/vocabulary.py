@@ -27,7 +27,7 @@ from tokenizers.trainers import WordPieceTrainer
 
 from segue.errors import InputError
 from segue.export.documents import iter_documents
-from segue.export.tokenizer import bert_tokenizer, read_tokenizer
+from segue.export.tokenizer import bert_tokenizer, check_parts, read_tokenizer
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # BERT's, in its order: ids 0 to 4
 MOST_TOKENS = 30_522  # as in BERT
@@ -80,18 +80,18 @@ def read_vocabulary(path: str | Path, *, lowercase: bool = True) -> Tokenizer:
     """The tokenizer of a checkpoint folder, which knows itself what to lower-case; or of a vocab.txt (a token
     a line, its number the id, which an empty line leaves free), to which `lowercase` applies.
 
-    Raises `BundleError` for a folder without a tokenizer like BERT's, `InputError` for a file that is none.
+    Raises `BundleError` for a folder without a tokenizer that is BERT's in every part, as what
+    `write_vocabulary` writes must be, `InputError` for a file that is no vocabulary or lacks a special token.
     """
     path = Path(path)
     if path.is_dir():
-        return read_tokenizer(path, 2**31)
+        return _tokenizer_of(path, 2**31)
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"vocabulary: {str(path)!r}: expected a folder or a vocab.txt: {error}") from error
     vocabulary = {token: i for i, token in enumerate(lines) if token}
-    if missing := [token for token in SPECIAL if token not in vocabulary]:
-        raise InputError(f"vocabulary: {str(path)!r} lacks {', '.join(missing)}")
+    _check_special(vocabulary, path)
     if len(vocabulary) < sum(map(bool, lines)):
         twice = next(token for token, count in Counter(lines).items() if token and count > 1)
         raise InputError(f"vocabulary: {str(path)!r} has {twice!r} twice")
@@ -135,7 +135,7 @@ def check_vocabulary(tokenizer: Tokenizer, checkpoint: str | Path) -> None:
         raise InputError(f"vocabulary: it has {tokens} tokens, the checkpoint {str(checkpoint)!r} {rows}")
     if not any((checkpoint / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
         return
-    own = read_tokenizer(checkpoint, rows)
+    own = _tokenizer_of(checkpoint, rows)
     for token, i in sorted(own.get_vocab(with_added_tokens=True).items(), key=lambda item: item[1]):
         if numbers.get(token) != i:
             raise InputError(
@@ -148,6 +148,18 @@ def check_vocabulary(tokenizer: Tokenizer, checkpoint: str | Path) -> None:
             raise InputError(
                 f"vocabulary: {name} is {ours[name]}, but {value} in the checkpoint {str(checkpoint)!r}"
             )
+
+
+def _tokenizer_of(folder: Path, rows: int) -> Tokenizer:
+    tokenizer = read_tokenizer(folder, rows)
+    check_parts(json.loads(tokenizer.to_str()), folder / "tokenizer.json")
+    _check_special(tokenizer.get_vocab(with_added_tokens=True), folder)
+    return tokenizer
+
+
+def _check_special(vocabulary: dict[str, int], path: Path) -> None:
+    if missing := [token for token in SPECIAL if token not in vocabulary]:
+        raise InputError(f"vocabulary: {str(path)!r} lacks {', '.join(missing)}")
 
 
 def _sentences(corpus: str | Path, normalizer: normalizers.Normalizer) -> Iterator[str]:

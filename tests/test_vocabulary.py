@@ -218,3 +218,24 @@ def test_a_checkpoint_without_a_tokenizer_is_held_against_its_rows(trained, chec
     shutil.rmtree(checkpoint)
     with pytest.raises(InputError, match="no vocab_size"):
         check_vocabulary(trained, checkpoint)
+
+
+def test_a_tokenizer_that_could_not_be_written_as_berts_is_refused(trained, checkpoint):
+    """segue exports such a one, and transformers reads it, but not under the class that is written."""
+    inputs = ["input_ids", "token_type_ids", "attention_mask"]
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "model_input_names": inputs}
+    stored = json.loads(trained.to_str())
+    for part, value in ("pre_tokenizer", {"type": "WhitespaceSplit"}), ("normalizer", {"type": "Lowercase"}):
+        (checkpoint / "tokenizer.json").write_text(json.dumps(stored | {part: value}))
+        (checkpoint / "tokenizer_config.json").write_text(json.dumps(settings))
+        assert read_tokenizer(checkpoint, 600)
+        with pytest.raises(BundleError, match=rf"{part}\.type: '{value['type']}' is not BERT's"):
+            read_vocabulary(checkpoint)
+        with pytest.raises(BundleError, match=rf"{part}\.type"):
+            check_vocabulary(trained, checkpoint)
+    (checkpoint / "tokenizer.json").unlink()
+    words = (checkpoint / "vocab.txt").read_text(encoding="utf-8")
+    (checkpoint / "vocab.txt").write_text(words.replace("[CLS]", "<s>"), encoding="utf-8")
+    (checkpoint / "tokenizer_config.json").write_text('{"cls_token": "<s>"}')
+    with pytest.raises(InputError, match=r"lacks \[CLS\]"):
+        read_vocabulary(checkpoint)
