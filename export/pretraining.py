@@ -194,6 +194,7 @@ class _Progress(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
         self.bar.update(state.global_step - self.bar.n)
+        control.should_log |= state.global_step == state.max_steps  # or the curve would lack its end
 
     def on_log(self, args, state, control, logs=None, **kwargs) -> None:
         if "mlm_loss" in logs:

@@ -104,6 +104,11 @@ def test_the_rate_warms_up_and_decays(learnt):
     assert rates[100] == pytest.approx(2e-3 * 100 / 190, rel=0.02)
 
 
+def test_the_curve_reaches_to_the_last_step(corpus, tmp_path):
+    metrics = pretrain(corpus, out=tmp_path / "out", **SHORT | {"steps": 5, "save_steps": 3})
+    assert [point["step"] for point in metrics["curve"]] == [3, 5]
+
+
 def test_transformers_loads_what_is_written(learnt):
     out, _, _ = learnt
     model = transformers.AutoModelForPreTraining.from_pretrained(out).eval()
