@@ -10,11 +10,20 @@ from typing import Any
 
 from peers_list import PEERS, Peer
 
-__all__ = ["INT8", "INT8_SMOKE", "ONNX_INT8", "OPENVINO_INT8", "QUANTISED", "SEGUE_INT8"]
+__all__ = [
+    "INT8",
+    "INT8_SMOKE",
+    "ONNX_INT8",
+    "OPENVINO_INT8",
+    "OPENVINO_WEIGHTS",
+    "QUANTISED",
+    "SEGUE_INT8",
+]
 
 SEGUE_INT8 = "packed-int8"  # beside the checkpoint; the others in it
 ONNX_INT8 = "onnx/model_qint8.onnx"
 OPENVINO_INT8 = "openvino/openvino_model_qint8.xml"
+OPENVINO_WEIGHTS = "openvino/openvino_model_int8_weights.xml"
 
 QUANTISED = {
     "segue": "`segue export --precision int8`: a scale for each row of a weight; what enters a product is "
@@ -24,6 +33,8 @@ QUANTISED = {
     "a weight; what enters a product is rounded as it comes, with one scale for all of a batch",
     "OpenVINO, alone or below sentence-transformers": "`nncf.quantize(model_type=TRANSFORMER)` of the padded "
     "graph: the ranges of what enters a product are fixed beforehand, on 300 mixed pairs of another draw",
+    "OpenVINO, weights compressed": "`nncf.compress_weights(mode=INT8_SYM)` of the padded graph: a scale for "
+    "each row of a weight; what enters a product is rounded as it comes, in groups that OpenVINO chooses",
     "not quantised": "segue in float32, and OpenVINO on the float32 file with its precision set to bf16",
 }
 
@@ -45,6 +56,13 @@ INT8 = (
     _as("ort-streams", options=_ONNX),
     _as("ort-32-sorted", options=_ONNX),  # what a library does by default
     _as("openvino", "nncf", options=_OPENVINO),
+    _as(
+        "openvino",
+        "nncf",
+        key="openvino-weights",
+        name="OpenVINO, so, weights compressed",
+        options={"file": OPENVINO_WEIGHTS},
+    ),
     # Fast only where the CPU computes in bfloat16.
     _as(
         "openvino",

@@ -5,6 +5,7 @@ checkpoint/onnx/model_qint8.onnx                 of the padded graph, by ONNX Ru
                                                  in essence what optimum's and sentence-transformers'
                                                  exporters do
 checkpoint/openvino/openvino_model_qint8.xml     of the same graph, by NNCF, calibrated on other pairs
+checkpoint/openvino/openvino_model_int8_weights.xml    the same, its weights alone
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import json
 import shutil
 from pathlib import Path
 
-from peers_int8 import ONNX_INT8, OPENVINO_INT8, SEGUE_INT8
+from peers_int8 import ONNX_INT8, OPENVINO_INT8, OPENVINO_WEIGHTS, SEGUE_INT8
 from peers_model import convert_with
 from workloads import make_pairs
 
@@ -47,9 +48,9 @@ def make_openvino_int8(checkpoint: Path, python: Path) -> None:
     Raises:
         Unavailable: it cannot.
     """
-    out = checkpoint / OPENVINO_INT8
-    if out.exists():
-        return
-    pairs = checkpoint.parent / "calibration.json"
-    pairs.write_text(json.dumps(make_pairs("mixed", _CALIBRATION, seed=_SEED)), encoding="utf-8")
-    convert_with(python, _NNCF, checkpoint, pairs, out)
+    if not (checkpoint / OPENVINO_INT8).exists():
+        pairs = checkpoint.parent / "calibration.json"
+        pairs.write_text(json.dumps(make_pairs("mixed", _CALIBRATION, seed=_SEED)), encoding="utf-8")
+        convert_with(python, _NNCF, checkpoint, pairs, checkpoint / OPENVINO_INT8)
+    if not (checkpoint / OPENVINO_WEIGHTS).exists():
+        convert_with(python, _NNCF, checkpoint, checkpoint / OPENVINO_WEIGHTS)

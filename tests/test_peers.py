@@ -252,7 +252,8 @@ def test_what_is_compared_in_int8_differs_from_the_others_in_its_model_alone(ben
     peers = {peer.key: peer for peer in bench.peers_int8.INT8}
     assert {key for key, peer in peers.items() if peer.exact} == {"segue-float32"}
     assert not any(peer.cold for peer in peers.values())
-    files = {bench.peers_int8.ONNX_INT8, bench.peers_int8.OPENVINO_INT8, bench.peers_int8.SEGUE_INT8}
+    files = {vars(bench.peers_int8)[f"{name}_INT8"] for name in ("ONNX", "OPENVINO", "SEGUE")}
+    files.add(bench.peers_int8.OPENVINO_WEIGHTS)
     unlike = {key for key, peer in peers.items() if not files & set(peer.options.values())}
     assert unlike == {"segue-float32", "openvino-bf16"}
     for peer in peers.values():
