@@ -22,7 +22,9 @@ _INITIALS = re.compile(r"(?:[A-Za-z]\.)*[A-Za-z]")
 # Typographic quotation marks by number: the letters are easily taken for one another.
 _OPENING = "\"'\u201c\u2018([\u2014-_"
 _CLOSING = "\"'\u201d\u2019)]_"
-_MARKS = ".!?\u2026"
+_MARKS = ".!?\u2026\u0964\u0965\u061f\u06d4"  # the last four of Hindi and its neighbours, of Arabic and of Urdu
+# Chinese and Japanese write no space after a sentence.
+_WIDE_END = re.compile("[\u3002\uff01\uff1f\uff61]+[\u300d\u300f\uff09\u3011\u201d\u2019]*")
 
 
 def split_sentences(text: str) -> list[str]:
@@ -30,12 +32,14 @@ def split_sentences(text: str) -> list[str]:
 
     A sentence ends at a full stop, exclamation or question mark before something that begins like a sentence;
     not after an abbreviation or an initial, and not inside a phrase that goes on in a small letter, so that
-    `"Is he rich?" said she.` stays whole. A blank line always ends one.
+    `"Is he rich?" said she.` stays whole. After a full-width mark one always ends, and at a blank line. Of a
+    language that marks no sentences, such as Thai, a paragraph is one.
     """
     return [
         sentence
         for paragraph in re.split(r"\n\s*\n", text)
-        for sentence in _split_paragraph(paragraph.split())
+        for part in _WIDE_END.sub(r"\g<0>\n\n", paragraph).split("\n\n")
+        for sentence in _split_paragraph(part.split())
     ]
 
 

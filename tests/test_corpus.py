@@ -40,6 +40,21 @@ def test_sentences(marked):
     assert split_sentences(" ".join(sentences)) == sentences
 
 
+@pytest.mark.parametrize(
+    "marked",
+    [
+        "\u5c71\u9ad8\u3002|\u6c34\u6df1\uff01\uff1f|\u4eba\u591a",
+        "\u300c\u5c71\u3002\u300d|\u201c\u6c34\uff1f\u201d|BERT\u3002|abc",
+        "\u092f\u0939\u0964 |\u0935\u0939\u0965 |\u0915\u094c\u0928",
+        "\u0645\u0646\u061f |\u0623\u0646\u0627. |\u06c1\u06d2\u06d4 |\u0628\u0633",
+    ],
+)
+def test_sentences_of_other_scripts(marked):
+    """Chinese and Japanese without spaces; Hindi; Arabic and Urdu."""
+    sentences = marked.split("|")
+    assert split_sentences("".join(sentences)) == [sentence.strip() for sentence in sentences]
+
+
 def test_a_small_letter_goes_on():
     assert split_sentences("He said: Stop! then she did not") == ["He said: Stop! then she did not"]
 
