@@ -47,6 +47,7 @@ import torch
 import triton
 from gpu_timing import compare, rotations
 from torch import Tensor
+from triton.errors import TritonError
 
 from segue import kernels
 from segue.executors.triton_products import library
@@ -199,7 +200,7 @@ def measure(table: Table, candidate: tuple[int, ...] | None, calls: list[Any]) -
                 if not torch.allclose(found.float(), expected.float(), atol=2e-2, rtol=2e-2):
                     return None
             return [_seconds(getattr(kernels, op), *call) for op, *call in calls]
-        except (triton.CompilationError, triton.OutOfResources, RuntimeError) as error:
+        except (TritonError, RuntimeError) as error:
             print(f"{table.name} {candidate}: {type(error).__name__}", file=sys.stderr)
             return None
 

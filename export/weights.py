@@ -24,9 +24,8 @@ _KINDS = (
     ("model.safetensors", "model.safetensors.index.json"),
     ("pytorch_model.bin", "pytorch_model.bin.index.json"),
 )
-_ADAPTER = (
-    "adapter_config.json"  # PEFT's; where it is there, transformers changes the weights by the adapter's
-)
+# PEFT's. With it beside them, transformers changes the weights by the adapter's.
+_ADAPTER = "adapter_config.json"
 _OLD_NAMES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
 
 

@@ -50,7 +50,7 @@ def test_what_cannot_be_had_of_int8_is_refused(bundle: Path, monkeypatch: pytest
             Engine.load(bundle, **options)
     monkeypatch.setattr("segue.cache.exported", lambda *_: pytest.fail("exported in vain"))
     for options, said in (
-        ({"device": "cuda"}, "device='cuda': int8 is asked for, which is computed with as it is, on a CPU"),
+        ({"device": "cuda"}, "device='cuda': int8 is asked for, which segue computes in int8 alone, on a CPU"),
         ({"executor": "triton"}, "executor='triton': int8 is asked for"),
     ):
         with pytest.raises(ExecutorUnavailable, match=said):

@@ -155,7 +155,7 @@ def check_choice(executor: str, device: str, precision: str | None, stored: str 
         if not fits:
             what = "the weights of this bundle are int8" if stored == "int8" else "int8 is asked for"
             raise ExecutorUnavailable(
-                f"{name}={value!r}: {what}, which is computed with as it is, on a CPU, by onnxruntime"
+                f"{name}={value!r}: {what}, which segue computes in int8 alone, on a CPU, by onnxruntime"
             )
 
 
