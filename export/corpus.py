@@ -22,7 +22,7 @@ _INITIALS = re.compile(r"(?:[A-Za-z]\.)*[A-Za-z]")
 # Typographic quotation marks by number: the letters are easily taken for one another.
 _OPENING = "\"'\u201c\u2018([\u2014-_"
 _CLOSING = "\"'\u201d\u2019)]_"
-_MARKS = ".!?\u2026\u0964\u0965\u061f\u06d4"  # the last four of Hindi and its neighbours, of Arabic and of Urdu
+_MARKS = ".!?\u2026\u0964\u0965\u061f\u06d4"  # the last four: Hindi's two, Arabic's, Urdu's
 # Chinese and Japanese write no space after a sentence.
 _WIDE_END = re.compile("[\u3002\uff01\uff1f\uff61]+[\u300d\u300f\uff09\u3011\u201d\u2019]*")
 

@@ -284,6 +284,13 @@ def test_an_int8_run_shows_what_rounding_and_a_batch_do_to_scores(int8: SimpleNa
     assert not list(int8.folder.glob("*.png"))
 
 
+def test_the_page_of_int8_in_the_repository_is_made_of_its_record(bench: SimpleNamespace):
+    results = bench.peers._RESULTS
+    record = json.loads((results / "peers-int8-2-cores.json").read_text(encoding="utf-8"))
+    page = (results / "peers-int8-2-cores.md").read_text(encoding="utf-8")
+    assert page == bench.peers_report.markdown(record, results)
+
+
 def test_the_report_is_made_of_the_record(bench: SimpleNamespace, smoke: SimpleNamespace, tmp_path: Path):
     """Ratios are taken round by round: 2 and 4 times segue's, whatever the machine did in between."""
     record = copy.deepcopy(smoke.record)
