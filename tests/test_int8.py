@@ -43,7 +43,7 @@ def test_what_cannot_be_had_of_int8_is_refused(bundle: Path, monkeypatch: pytest
     for options, said in (
         ({"precision": "float32"}, "precision='float32': the weights of this bundle are int8"),
         ({"precision": "bfloat16"}, "precision='bfloat16': the weights"),
-        ({"executor": "triton"}, "executor='triton': the weights of this bundle are int8, which segue computes"),
+        ({"executor": "triton"}, "executor='triton': the weights of this bundle are int8, which segue"),
         ({"device": "cuda:1"}, "device='cuda:1': the weights of this bundle are int8"),
     ):
         with pytest.raises(ExecutorUnavailable, match=said):
