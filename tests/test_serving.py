@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -254,6 +255,26 @@ def test_documents_that_json_cannot_say_do_not_come_back(
     assert status == 422
     assert answer["error"].startswith("documents: cannot be returned as JSON: ")
     assert client("/v2/rerank", body.replace("true", "false").encode())[0] == 200
+    assert not caplog.records
+
+
+def test_documents_that_are_nested_too_deeply_to_be_written_do_not_come_back(
+    client: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Writing takes a few levels more than reading did, as documents come back within results."""
+
+    def asked(depth: int, returned: str) -> int:
+        nested = "[" * depth + "]" * depth
+        documents = f'[{{"text": "b", "x": {nested}}}]'
+        body = f'{{"query": "a", "documents": {documents}, "return_documents": {returned}}}'
+        try:
+            return client("/v2/rerank", body.encode())[0]
+        except RecursionError:  # here, where the answer is read
+            return 200
+
+    depths = range(1, 45_000)
+    most = depths[bisect_left(depths, True, key=lambda depth: asked(depth, "false") == 422) - 1]
+    assert {asked(depth, "true") for depth in range(most - 6, most + 1)} <= {200, 422}
     assert not caplog.records
 
 

@@ -160,7 +160,7 @@ class Service:
         content = asked.write(asked, answer, self._head, self.name)
         try:
             return JSONResponse(content, headers=_headers(answer))
-        except ValueError as error:  # NaN or half a surrogate pair, beside the text of a document
+        except (ValueError, RecursionError) as error:  # NaN, or what is nested too deeply, beside its text
             raise InputError(f"{asked.name}: cannot be returned as JSON: {error}") from None
 
     async def health(self, request: Request) -> Response:
