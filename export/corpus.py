@@ -23,8 +23,9 @@ _INITIALS = re.compile(r"(?:[A-Za-z]\.)*[A-Za-z]")
 _OPENING = "\"'\u201c\u2018([\u2014-_"
 _CLOSING = "\"'\u201d\u2019)]_"
 _MARKS = ".!?\u2026\u0964\u0965\u061f\u06d4"  # the last four: Hindi's two, Arabic's, Urdu's
-# Chinese and Japanese write no space after a sentence.
-_WIDE_END = re.compile("[\u3002\uff01\uff1f\uff61]+[\u300d\u300f\uff09\u3011\u201d\u2019]*")
+# Chinese and Japanese write no space after a sentence. Marks may stand within brackets and again behind them.
+_WIDE_CLOSING = "\u300d\u300f\u300b\u3009\u3011\u3015\uff09\uff3d\uff63\u201d\u2019)\\]"
+_WIDE_END = re.compile(f"(?:[\u3002\uff01\uff1f\uff61]+[{_WIDE_CLOSING}]*)+")
 
 
 def split_sentences(text: str) -> list[str]:
