@@ -13,6 +13,7 @@ import pytest
 import torch
 from bench_scripts import BENCH, load_script
 from kernel_tools import launches
+from triton.runtime.errors import OutOfResources, PTXASError
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +60,10 @@ def test_of_two_orders_of_summation_the_faster_is_taken(candidate_of):
     assert candidate_of({((32, 1), 8): 2.0, ((64, 1), 8): 1.0, ((64, 2), 8): 3.0}) == (64, 1)
 
 
-def test_a_candidate_that_is_wrong_or_does_not_run_is_out(tune, monkeypatch):
+@pytest.mark.parametrize(
+    "error", [RuntimeError, OutOfResources(300_000, 232_448, "shared memory"), PTXASError]
+)
+def test_a_candidate_that_is_wrong_or_does_not_run_is_out(tune, monkeypatch, error):
     call = ("softmax", (torch.randn(4, 3),), {})
     table = tune.Table("softmax", (), (), iter, lambda _: ExitStack(), iter)
     with launches() as seen:
@@ -70,7 +74,7 @@ def test_a_candidate_that_is_wrong_or_does_not_run_is_out(tune, monkeypatch):
     assert tune.measure(table, (), [call]) is None
 
     def failing(x: torch.Tensor) -> None:
-        raise RuntimeError("no")
+        raise error
 
     monkeypatch.setattr(tune.kernels, "softmax", failing)
     assert tune.measure(table, (), [call]) is None
