@@ -440,7 +440,7 @@ def test_of_several_that_want_an_export_one_makes_it(make_checkpoint, tmp_path, 
     monkeypatch.setattr(segue.export, "export_checkpoint", slowly)
     source = make_checkpoint()
     with caplog.at_level(logging.INFO, logger="segue"), ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(exported, [source] * 4))
+        found = list(pool.map(exported, [source] * 4, ["float32"] * 4))
     assert [record.getMessage() for record in caplog.records if record.name == "segue"] == [
         f"exporting {source} in float32, once: kept as {found[0]}"
     ]
