@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from segue import BundleError, Engine, InputError
+from segue.batching import PackedBatch
 from segue.bundle import read_bundle
 from segue.cli import main
 from segue.export import export_checkpoint, verify
@@ -29,7 +30,7 @@ PAIRS = [(SENTENCES[i], " ".join(SENTENCES[i + 1 : i + 1 + i % 4])) for i in ran
 
 
 @pytest.fixture(scope="module")
-def networks(make_checkpoint: Callable[..., Path]) -> tuple[Any, Any, list[verify.Batch]]:
+def networks(make_checkpoint: Callable[..., Path]) -> tuple[Any, Any, list[PackedBatch]]:
     """The float32 network, the same in int8, and the text that its columns were measured on."""
     checkpoint = make_checkpoint(**SIZES)
     model = load_bert(read_checkpoint(checkpoint))
@@ -58,7 +59,7 @@ def test_what_is_stored_is_the_network_to_half_a_step(networks: tuple[Any, Any, 
 
 
 def test_columns_that_a_layer_norm_makes_large_do_not_drown_the_others(
-    networks: tuple[Any, Any, list[verify.Batch]], monkeypatch: pytest.MonkeyPatch
+    networks: tuple[Any, Any, list[PackedBatch]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two columns are made thirty times as large, and their weights as small: the same network."""
     model, _, text = networks
@@ -97,7 +98,7 @@ def test_a_column_that_is_large_is_made_small_and_its_weights_large() -> None:
 
 
 def test_columns_are_measured_on_all_of_the_text_and_nothing_stays_behind(
-    networks: tuple[Any, Any, list[verify.Batch]],
+    networks: tuple[Any, Any, list[PackedBatch]],
 ) -> None:
     model, _, text = networks
     every = _input_peaks(model, text)
@@ -107,7 +108,7 @@ def test_columns_are_measured_on_all_of_the_text_and_nothing_stays_behind(
     assert not any(part._forward_pre_hooks for part in model.modules())
 
 
-def _embedded(model: Any, batch: verify.Batch) -> torch.Tensor:
+def _embedded(model: Any, batch: PackedBatch) -> torch.Tensor:
     ids = (batch.input_ids, batch.token_type_ids, batch.position_ids)
     return model.embeddings(*map(torch.from_numpy, ids)).detach().abs().amax(0)
 
