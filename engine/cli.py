@@ -1,7 +1,7 @@
 """The command line: arguments, messages, exit codes. What a command does is in `segue.commands`.
 
-Nothing heavy is imported until a command runs. Errors are one line on stderr. Exit codes: 0 all done,
-1 failed, 2 bad usage or input; where a signal ends the process, what a shell expects: 130 for Ctrl-C, 141
+Nothing heavy is imported until a command runs. Errors are one line on stderr. Exit codes: 0 success,
+1 failure, 2 bad usage or input; where a signal ends the process, what a shell expects: 130 for Ctrl-C, 141
 where the reader of stdout has gone, 129 and 143 for SIGHUP and SIGTERM.
 """
 
@@ -27,26 +27,26 @@ __all__ = ["main"]
 
 _TABLES = """\
 tables (UTF-8):
-  The format follows the file's ending: .tsv, .tab, .txt or none, .csv, .jsonl or .ndjson.
-  TSV    columns between tabs; nothing is quoted, so no text can hold a tab or a line break
+  The file's ending sets the format: .tsv, .tab, .txt or none; .csv; .jsonl or .ndjson.
+  TSV    columns separated by tabs, without quoting: no text can hold a tab or line break
   CSV    with a header; quoted fields may hold commas, quotes and line breaks
-  JSONL  an object or an array a line
+  JSONL  one object or array per line
   {columns}
-  Each row is written as it was read, with its score after it; a JSONL line keeps every
+  Each row is written as it was read, followed by its score; a JSONL line keeps every
   character. {blank}
 """
 _PAIR_COLUMNS = """\
-Without --columns the texts are in the columns a and b, text_a and text_b, sentence1 and
-  sentence2, sentence_a and sentence_b, premise and hypothesis, question and answer, query
-  and passage, or query and document; or in the only two columns of a TSV, CSV or array."""
+Without --columns, the texts are read from columns a and b, text_a and text_b, sentence1
+  and sentence2, sentence_a and sentence_b, premise and hypothesis, question and answer,
+  query and passage, or query and document; or from a TSV, CSV or array of two columns."""
 _PAIR_BLANK = "Blank lines at the end are ignored."
 _DOCUMENT_COLUMNS = """\
-Without --columns the documents are in the column text, document or passage, or in the only
-  column of a TSV, CSV or array; so a plain text file has a document a line."""
+Without --columns, the documents are read from the column text, document or passage, or
+  from a TSV, CSV or array of one column; so a plain text file has one document per line."""
 _DOCUMENT_BLANK = """\
-A blank line of a TSV with one column is an empty document;
-  elsewhere blank lines at the end are ignored."""
-_CODES = "exit codes: 0 all done, 1 failed, 2 bad usage or input"
+A blank line in a TSV of one column is an empty document;
+  in other tables blank lines at the end are ignored."""
+_CODES = "exit codes: 0 success, 1 failure, 2 bad usage or input"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -77,8 +77,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         "segue",
-        description="Scores sentence pairs with BERT.",
-        epilog="segue COMMAND --help says more.",
+        description="Score sentence pairs with BERT.",
+        epilog="For a command's options: segue COMMAND --help",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"segue {__version__}")
@@ -108,7 +108,10 @@ def _add_score(parser: argparse.ArgumentParser) -> None:
     add_table(parser, "A,B")
     parser.add_argument("--all-labels", action="store_true", help="write a column for each label")
     parser.add_argument(
-        "--output", choices=("probability", "logit"), default="probability", help="default: probability"
+        "--output",
+        choices=("probability", "logit"),
+        default="probability",
+        help="what to write; default: probability",
     )
     add_limits(parser)
     add_model(parser)
@@ -128,7 +131,7 @@ def _add_explain(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=lambda arguments: _commands().explain(arguments))
     parser.add_argument("a", metavar="A")
     parser.add_argument("b", metavar="B")
-    parser.add_argument("--json", action="store_true", help="write JSON, with every digit")
+    parser.add_argument("--json", action="store_true", help="write JSON, with all digits")
     add_limits(parser)
     add_model(parser)
 
@@ -188,14 +191,14 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
 
 _COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "score": ("score the pairs of a file", _add_score),
-    "rank": ("order documents by how well they fit a query", _add_rank),
-    "explain": ("show what the model sees of one pair and what it makes of it", _add_explain),
-    "info": ("show what a model is and how it runs here", _add_info),
-    "export": ("write a PyTorch checkpoint as a bundle that segue runs", _add_export),
-    "pretrain": ("train a BERT on text of your own", _add_pretrain),
-    "evaluate": ("measure a next sentence model on text that it has not seen", _add_evaluate),
+    "rank": ("rank documents by how well they fit a query", _add_rank),
+    "explain": ("show one pair as the model sees it, and its scores", _add_explain),
+    "info": ("describe a model and how it runs here", _add_info),
+    "export": ("export a PyTorch checkpoint as a bundle that segue runs", _add_export),
+    "pretrain": ("train a BERT on your own text", _add_pretrain),
+    "evaluate": ("measure a next sentence model on text it has not seen", _add_evaluate),
     "bench": ("measure latency and throughput on this machine", _add_bench),
-    "serve": ("answer over HTTP, as the servers do that clients know", _add_serve),
+    "serve": ("serve scores over HTTP, in the formats that clients already use", _add_serve),
 }
 
 
@@ -207,7 +210,7 @@ def _commands() -> ModuleType:
 
 @contextmanager
 def _needs(extra: str | None) -> Iterator[None]:
-    """Say which extra brings a package that is missing."""
+    """Say which extra installs a missing package."""
     try:
         yield
     except ModuleNotFoundError as error:

@@ -29,7 +29,7 @@ _Numbers = Sequence[np.float32]
 
 
 def score(arguments: argparse.Namespace) -> None:
-    """Score the pairs of a file, in its order, in memory that does not grow with it."""
+    """Score the pairs of a file, in its order, in memory that does not grow with the file."""
     with _tables(arguments, PAIR) as (file, table, out), _engine(arguments) as engine:
         options = {"output": arguments.output, **_limits(arguments)}
         names = [arguments.score_name]
@@ -47,7 +47,7 @@ def score(arguments: argparse.Namespace) -> None:
 
 
 def rank(arguments: argparse.Namespace) -> None:
-    """Write the documents of a file that best fit the query, best first. Holds all of them in memory."""
+    """Write the documents of a file that best fit the query, best first. Holds the whole file in memory."""
     with _tables(arguments, DOCUMENT) as (_, table, out), _engine(arguments) as engine:
         rows = list(table.rows)
         texts = [row.texts[0] for row in rows]
@@ -57,14 +57,14 @@ def rank(arguments: argparse.Namespace) -> None:
 
 
 def explain(arguments: argparse.Namespace) -> None:
-    """Show what the model sees of one pair and what it makes of it."""
+    """Show one pair as the model sees it, and its scores."""
     with _engine(arguments) as engine:
         explanation = engine.explain(arguments.a, arguments.b, **_limits(arguments))
     say(_json(asdict(explanation)) if arguments.json else explanation_text(explanation))
 
 
 def info(arguments: argparse.Namespace) -> None:
-    """Show what the model is and how it runs here."""
+    """Describe the model and how it runs here."""
     with _engine(arguments) as engine:
         record = asdict(engine.info)
     say(_json(record) if arguments.json else describe(record))
@@ -82,7 +82,7 @@ def _limits(arguments: argparse.Namespace) -> dict[str, Any]:
 def _tables(
     arguments: argparse.Namespace, known: Sequence[tuple[str, ...]]
 ) -> Iterator[tuple[BinaryIO, Table, BinaryIO]]:
-    """Open what is read and what is written, before the model is loaded: mistakes show at once."""
+    """Open input and output before the model is loaded, so that mistakes show at once."""
     with destination(arguments.out) as out, source(arguments.file) as (file, name):
         table = read_table(
             file,
@@ -119,7 +119,7 @@ def _in_step(
     out: BinaryIO,
     progress: Progress,
 ) -> Iterator[tuple[Row, _Numbers]]:
-    """Yield each row with its scores, though the engine reads ahead; at most what it reads ahead is held."""
+    """Yield each row with its scores. The engine reads ahead; only the rows that it has read are held."""
     waiting: deque[tuple[Row, int]] = deque()
     done = 0
 
@@ -129,7 +129,7 @@ def _in_step(
             yield row.texts
 
     def weigh(_: Any) -> int:
-        """Characters of the row that was read last: of its line, or of its columns."""
+        """Count the characters of the last row read: of its line, or of its columns."""
         row, _ = waiting[-1]
         return len(row.source) or sum(map(len, row.record))
 

@@ -1,4 +1,4 @@
-"""`segue export`: the arguments, and what is said when it is done. The work is `export_checkpoint`'s."""
+"""`segue export`: its arguments and its closing report. `export_checkpoint` does the work."""
 
 from __future__ import annotations
 
@@ -11,38 +11,38 @@ __all__ = ["add_arguments", "run"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what `segue export` takes to its parser."""
+    """Add the arguments of `segue export` to its parser."""
     parser.add_argument(
         "checkpoint",
         type=Path,
-        help="Hugging Face folder of a BERT with a pair classifier; or a bundle, for another form of it",
+        help="Hugging Face folder of a BERT that classifies pairs; or a bundle, to export in another form",
     )
     parser.add_argument(
-        "out", type=Path, help="the bundle to write: a folder that does not exist, or is empty"
+        "out", type=Path, help="the bundle to write: a folder that does not exist or is empty"
     )
     parser.add_argument(
         "--precision",
         choices=["float32", "float16", "int8"],
         default="float32",
-        help="how the weights are stored; arithmetic on a CPU is float32 with the first two, int8 takes half "
-        "the time there and moves scores a little, which is measured (default: %(default)s)",
+        help="how weights are stored; a CPU computes the first two in float32; int8 takes half the time "
+        "there and changes scores a little, which is measured (default: %(default)s)",
     )
     parser.add_argument(
         "--layout",
         choices=["packed", "padded"],
         default="packed",
-        help="packed for segue; padded for other runtimes: input_ids, attention_mask, token_type_ids "
-        "(default: %(default)s)",
+        help="packed, for segue; padded, for other runtimes, takes input_ids, attention_mask and "
+        "token_type_ids (default: %(default)s)",
     )
     parser.add_argument("--flat", action="store_true", help="inline the ONNX functions")
     parser.add_argument(
-        "--head", choices=["regression"], help="make the score of a one-label model its logit"
+        "--head", choices=["regression"], help="use the logit of a one-label model as its score"
     )
     parser.add_argument("--positive", metavar="LABEL", help="the label that `segue score` reports")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Export, say where the bundle is and how close to PyTorch, and return the exit code 0.
+    """Export, report where the bundle is and how close it is to PyTorch, and return exit code 0.
 
     Raises:
         SegueError: as `export_checkpoint` does.

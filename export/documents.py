@@ -14,8 +14,8 @@ from segue.errors import InputError
 from segue.export.corpus import Document, split_documents, split_sentences
 
 CORPUS_HELP = (
-    "a folder of UTF-8 files, each a document, links to folders not followed; or a file of documents between "
-    "blank lines"
+    "a folder of UTF-8 files, one document each (links to folders are not followed); or one file, with blank "
+    "lines between documents"
 )
 _ADVICE = "write one document a file, or put blank lines between documents and none inside them"
 _BUFFER = 1 << 16  # bytes read at once; a zero byte among the first ones tells a binary file at once

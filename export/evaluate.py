@@ -50,11 +50,11 @@ def add_arguments(parser: ArgumentParser) -> None:
     """Add the command's arguments but those that choose a model; `run` reads what they parse to."""
     add = parser.add_argument
     add("corpus", help=CORPUS_HELP)
-    add("--pairs", type=int, default=1000, help="of each kind, half of them IsNext (default: %(default)s)")
-    add("--sides", type=int, default=3, help="sentences a side, at most (default: %(default)s)")
+    add("--pairs", type=int, default=1000, help="pairs per kind, half of them IsNext (default: %(default)s)")
+    add("--sides", type=int, default=3, help="most sentences per side (default: %(default)s)")
     add("--max-tokens", type=int, help=f"of a packed pair (default: {_PACKED_TOKENS}, or the model's limit)")
-    add("--reference", action="store_true", help="score again in PyTorch, or in float32 if it is a bundle")
-    add("--seed", type=int, default=0, help="of the pairs and masks (default: %(default)s)")
+    add("--reference", action="store_true", help="also score in PyTorch, or a bundle in float32, and compare")
+    add("--seed", type=int, default=0, help="for pairs and masks (default: %(default)s)")
     add("--out", help="a folder to write metrics.json and reliability.png to")
     add("--json", action="store_true", help="print the metrics as JSON")
 

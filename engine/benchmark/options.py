@@ -1,4 +1,4 @@
-"""What `segue bench` can be asked for: its arguments, checked before a model is loaded."""
+"""The arguments of `segue bench`, checked before a model is loaded."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ _EPILOG = """\
 scenarios:
   SingleStream  one pair at a time: how long a caller waits
   MultiStream   eight pairs at a time
-  Offline       all pairs in one call: pairs and tokens a second, and where the time goes
-  Server        queries of one pair arrive at random: the highest rate that keeps the 99th
-                percentile of latency, waiting included, within --p99
-  Grid          pairs/s for each number of pairs a call, of each length in tokens
-  ColdStart     fresh processes: import, load, first score
-  Memory        a fresh process that scores all pairs in one call: its peak
+  Offline       all pairs in one call: pairs and tokens per second, and where the time goes
+  Server        queries of one pair arrive at random: the highest rate at which the 99th
+                percentile of latency, waiting included, stays within --p99
+  Grid          pairs/s for each number of pairs per call and each length in tokens
+  ColdStart     import, load and first score in fresh processes
+  Memory        peak memory of a fresh process that scores all pairs in one call
 
-The first four are those of MLPerf inference. Warm-up comes first and counts in none of them.
-Without --pairs, pairs are made up of words of the model's own vocabulary, with a mean of 60
-tokens; the same --seed makes the same pairs.
+The first four are those of MLPerf inference. Warm-up comes first and is never counted.
+Without --pairs, pairs are made of words from the model's own vocabulary, with a mean of 60
+tokens; the same --seed gives the same pairs.
 
-exit codes: 0 all done, 1 failed, or a figure is below --fail-below, 2 bad usage or input"""
+exit codes: 0 success, 1 failure or a figure below --fail-below, 2 bad usage or input"""
 
 
 @dataclass(frozen=True)
 class Options:
-    """What to measure. Times are seconds; `lengths` is None where none were asked for."""
+    """What to measure. Times are in seconds; `lengths` is None if none were asked for."""
 
     scenarios: tuple[str, ...]
     seconds: float
@@ -54,7 +54,7 @@ class Options:
 
     @classmethod
     def of(cls, arguments: Namespace) -> Options:
-        """Check what was parsed.
+        """Check the parsed arguments.
 
         Raises:
             InputError: names the option and what is wrong with it.
@@ -84,25 +84,25 @@ class Options:
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    """Add the command's arguments but the options that choose and load a model."""
+    """Add the command's arguments, except those that choose and load a model."""
     parser.epilog = _EPILOG
     add = parser.add_argument
-    add("folder", metavar="MODEL", nargs="?", help="a bundle or checkpoint folder, as --model is")
+    add("folder", metavar="MODEL", nargs="?", help="a bundle or checkpoint folder, as with --model")
     add("--scenarios", metavar="NAMES", help=f"default: {','.join(SCENARIOS)}")
     add(
         "--seconds",
         default=str(_SECONDS),
-        help=f"for each scenario; Server takes twice as long; default: {_SECONDS:g}",
+        help=f"time per scenario; Server takes twice as long; default: {_SECONDS:g}",
     )
-    add("--p99", metavar="MS", default=f"{_P99:g}", help=f"Server's bound; default: {_P99:g} ms")
-    add("--batches", metavar="N,N", default=_BATCHES, help=f"Grid's pairs a call; default: {_BATCHES}")
-    add("--lengths", metavar="N,N", help=f"Grid's tokens a pair; default: {','.join(map(str, LENGTHS))}")
+    add("--p99", metavar="MS", default=f"{_P99:g}", help=f"Server's latency bound; default: {_P99:g} ms")
+    add("--batches", metavar="N,N", default=_BATCHES, help=f"Grid's pairs per call; default: {_BATCHES}")
+    add("--lengths", metavar="N,N", help=f"Grid's tokens per pair; default: {','.join(map(str, LENGTHS))}")
     add(
         "-o",
         "--json",
         dest="out",
         metavar="FILE",
-        help="write every figure and every measured time as JSON; -: to stdout, and no table",
+        help="write every figure and every measured time as JSON; -: to stdout, without the table",
     )
     add("--plot", metavar="FILE", help="draw the figures, as PNG, SVG or PDF")
     group = parser.add_argument_group("pairs")
@@ -113,13 +113,13 @@ def add_arguments(parser: ArgumentParser) -> None:
         default=str(_COUNT),
         help=f"pairs to make up, or to take from the start of FILE; default: {_COUNT}",
     )
-    group.add_argument("--seed", default="0", help="of pairs and arrivals; default: 0")
-    group.add_argument("--format", choices=FORMATS, help="of FILE")
-    group.add_argument("--columns", metavar="A,B", help="to read: names, or numbers from 1")
-    group.add_argument("--header", action="store_true", help="a TSV begins with the names of its columns")
+    group.add_argument("--seed", default="0", help="for pairs and arrivals; default: 0")
+    group.add_argument("--format", choices=FORMATS, help="format of FILE; default: by its ending")
+    group.add_argument("--columns", metavar="A,B", help="columns to read, by name or number (from 1)")
+    group.add_argument("--header", action="store_true", help="the first line of a TSV names its columns")
     group = parser.add_argument_group("comparison")
-    group.add_argument("--compare", metavar="OLD.json", help="what --json wrote before: show new over old")
-    group.add_argument("--fail-below", metavar="RATIO", help="exit with 1 where a figure is below, as 0.95")
+    group.add_argument("--compare", metavar="OLD.json", help="an earlier --json file: show new over old")
+    group.add_argument("--fail-below", metavar="RATIO", help="exit with 1 if a ratio is below, such as 0.95")
 
 
 def _names(text: str | None) -> tuple[str, ...]:

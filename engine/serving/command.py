@@ -1,4 +1,4 @@
-"""`segue serve`: load a model, warm it up, and answer until a signal says to stop."""
+"""`segue serve`: load a model, warm it up, and answer requests until a signal says to stop."""
 
 from __future__ import annotations
 
@@ -25,50 +25,51 @@ _KEEP_ALIVE = 75  # seconds; proxies reuse a connection for up to 60, and one ju
 
 _EPILOG = """\
 paths:
-  POST /score                     {"queries": "A", "documents": ["B", ...]}, or as many queries; as vLLM
-  POST /predict                   {"inputs": [["A", "B"], ...]}: each label of each pair; as
+  POST /score                     {"queries": "A", "documents": ["B", ...]}, or as many queries; as in vLLM
+  POST /predict                   {"inputs": [["A", "B"], ...]}: each label of each pair; as in
                                   text-embeddings-inference
-  POST /rerank                    {"query": "A", "texts": ["B", ...]}; as text-embeddings-inference
-  POST /v1/rerank, /v2/rerank     {"query": "A", "documents": ["B", ...], "top_n": 3}; as Jina, Cohere, vLLM
+  POST /rerank                    {"query": "A", "texts": ["B", ...]}; as in text-embeddings-inference
+  POST /v1/rerank, /v2/rerank     {"query": "A", "documents": ["B", ...], "top_n": 3}; as in Jina, Cohere
+                                  and vLLM
   GET  /health, /info, /metrics
 
-What is asked while the model computes is computed together next: a score depends on that as little as
-it does on a batch. There is neither encryption nor a password: put a proxy before it, or keep it on this
-machine, as by default. Once it serves, SIGTERM, SIGHUP and Ctrl-C let it answer what was asked, for at
-most --grace seconds, and end with 0; twice, they do not let it answer.
+Requests that arrive while the model computes are batched together next; scores do not depend on
+that any more than on a batch. There is no encryption and no password: use a proxy, or stay on this
+machine, as by default. While it serves, SIGTERM, SIGHUP or Ctrl-C lets it answer pending requests
+for at most --grace seconds, then exit with 0; a second signal ends it without answering them.
 
-exit codes: 0 was told to stop, 1 failed, 2 bad usage or input"""
+exit codes: 0 stopped by a signal, 1 failure, 2 bad usage or input"""
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    """Add the command's arguments but the options that choose and load a model."""
+    """Add the command's arguments, except those that choose and load a model."""
     parser.epilog = _EPILOG
     add = parser.add_argument
-    add("--host", default="127.0.0.1", help="to listen on; default: 127.0.0.1, this machine alone")
-    add("--port", type=_port, default=8000, help="0: any that is free; default: 8000")
-    add("--name", help="of the model, in answers; default: its folder's")
+    add("--host", default="127.0.0.1", help="address to listen on; default: 127.0.0.1, this machine only")
+    add("--port", type=_port, default=8000, help="0: any free port; default: 8000")
+    add("--name", help="what answers call the model; default: its folder's name")
     group = parser.add_argument_group("limits")
     add = group.add_argument
-    add("--max-pairs", type=count, metavar="N", default=MAX_PAIRS, help=f"of a request; default: {MAX_PAIRS}")
+    add("--max-pairs", type=count, metavar="N", default=MAX_PAIRS, help=f"per request; default: {MAX_PAIRS}")
     add(
         "--max-waiting",
         type=count,
         metavar="N",
         default=MAX_WAITING,
-        help=f"pairs that may wait, before requests are refused with 429; default: {MAX_WAITING}",
+        help=f"pairs that may wait before requests are refused with 429; default: {MAX_WAITING}",
     )
     add(
         "--max-body",
         type=count,
         metavar="BYTES",
         default=MAX_BODY_BYTES,
-        help=f"of a request; default: {MAX_BODY_BYTES}",
+        help=f"per request; default: {MAX_BODY_BYTES}",
     )
-    add("--grace", type=count, metavar="SECONDS", default=30, help="to end in; default: 30")
+    add("--grace", type=count, metavar="SECONDS", default=30, help="time to shut down in; default: 30")
 
 
 def run(arguments: Namespace) -> None:
-    """Serve until a signal. The address is taken first: mistakes show at once."""
+    """Serve until a signal comes. The address is bound first, so that mistakes show at once."""
     with (
         _bound(arguments.host, arguments.port) as listening,
         Engine.load(arguments.model, **load_options(arguments)) as engine,
@@ -96,8 +97,8 @@ def run(arguments: Namespace) -> None:
 
 
 class _Server(uvicorn.Server):
-    """Says on stderr where it listens, once it does; and ends as it is told to: once, after it has answered
-    what was asked; twice, without."""
+    """Says on stderr where it listens, once it does. A first signal ends it after it has answered pending
+    requests; a second one, without."""
 
     def __init__(self, service: Service, info: Info, app: Any, grace: int) -> None:
         super().__init__(
