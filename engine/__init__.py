@@ -1,4 +1,4 @@
-"""segue scores sentence pairs with BERT. Its face: `Engine`, `AsyncEngine`, and the errors they raise."""
+"""segue scores sentence pairs with BERT. Public: `Engine`, `AsyncEngine` and the errors they raise."""
 
 import os
 from importlib import import_module
@@ -25,13 +25,13 @@ __version__ = "0.1.0"
 
 _LATER = {"Engine": "segue.engine", "AsyncEngine": "segue.async_engine"}  # and numpy with them
 
-# ONNX Runtime reports to its maker, and keeps a name of the device in the user's caches, unless it is told
-# not to before it starts. Whoever wants that sets it to 0.
+# ONNX Runtime reports to its maker, and keeps a name of the device in the user's caches, unless this is set
+# before it starts. Set it to 0 to allow that.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 
 def __getattr__(name: str) -> Any:
-    """Import an engine when it is first asked for: `segue --help` needs none."""
+    """Import an engine on first use: `segue --help` needs none."""
     if name not in _LATER:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     found = globals()[name] = getattr(import_module(_LATER[name]), name)
@@ -39,5 +39,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """Name an engine that nobody has asked for yet: `help(segue)` and completion show what is named."""
+    """List the engines before their first use, so that `help(segue)` and completion show them."""
     return sorted({*globals(), *__all__})

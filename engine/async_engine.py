@@ -1,4 +1,4 @@
-"""An engine for asyncio: calls that are awaited at the same time are computed together."""
+"""An engine for asyncio: calls awaited at the same time are computed together."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ __all__ = ["AsyncEngine"]
 
 
 class AsyncEngine:
-    """An engine whose calls are awaited. It computes in a thread of its own, and the event loop stays free.
+    """An engine whose calls are awaited. It computes in its own thread, so the event loop stays free.
 
-    A lone call is computed at once. What is asked meanwhile is computed together next, one pair of each call
-    after the other, so that a short call does not wait for a long one to end; a score depends on that as
-    little as on any batch. A call that is cancelled, as by `asyncio.timeout`, begins no more pairs. Safe to
-    share between tasks, and between the event loops of several threads.
+    A lone call is computed at once. Calls that arrive meanwhile are batched together next, one pair from each
+    call in turn, so that a short call does not wait for a long one to end; a score depends on this no more
+    than on any batch. A cancelled call, as by `asyncio.timeout`, begins no more pairs. Safe to share between
+    tasks, and between the event loops of several threads.
 
-    Its thread, and with it the engine, stays until `close`. An asynchronous context manager that closes
-    itself and leaves `engine` open:
+    Its thread, and with it the engine, stays alive until `close`. As an asynchronous context manager it
+    closes itself and leaves `engine` open:
 
         async with AsyncEngine(Engine.load()) as engine:
             scores = await engine.score(pairs)
     """
 
     def __init__(self, engine: Engine, *, max_waiting: int | None = None) -> None:
-        """Compute with `engine`, which others may use, too.
+        """Compute with `engine`, which others may use too.
 
         Args:
-            max_waiting: pairs of all calls that may wait to be begun. A call with more of them raises
+            max_waiting: how many pairs, of all calls, may wait to be begun. A call that exceeds this raises
                 `Overloaded`, unless none wait. None: any number.
 
         Raises:
@@ -73,7 +73,7 @@ class AsyncEngine:
         truncation: str = "longest_first",
         max_tokens: int | None = None,
     ) -> NDArray[np.float32]:
-        """Return a value per label, `[N, C]`, as `Engine.predict`; all else as in `score`."""
+        """Return one value per label, `[N, C]`, as `Engine.predict` does. Otherwise as in `score`."""
         check_output(output)
         logits = await self._logits(read_pairs(pairs), truncation, max_tokens)
         return scores(logits, self._head, output)
@@ -88,7 +88,7 @@ class AsyncEngine:
         truncation: str = "longest_first",
         max_tokens: int | None = None,
     ) -> list[dict[str, Any]]:
-        """Order documents by score, as `Engine.rank`.
+        """Order documents by score, as `Engine.rank` does.
 
         Raises:
             Overloaded: too many pairs are waiting.
@@ -99,8 +99,7 @@ class AsyncEngine:
         return ranking(logits, self._head, texts, top_k, return_documents)
 
     async def close(self) -> None:
-        """End the turn that is computed, and fail the calls that still wait, and all later ones, with a
-        SegueError."""
+        """Let the current turn end; calls that still wait, and all later ones, fail with a SegueError."""
         await asyncio.to_thread(self._joiner.close)
 
     async def __aenter__(self) -> Self:

@@ -45,7 +45,7 @@ _SENTENCES = 1024  # encoded first, and later twice as many, while what was enco
 class Engine:
     """A BERT that scores sentence pairs. Safe to share between threads; not usable after a fork.
 
-    Pickles as the arguments it was loaded with, and is a context manager that closes itself.
+    Pickles as the arguments it was loaded with. As a context manager it closes itself.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Engine:
         executor: Executor,
         arguments: dict[str, Any],
     ) -> None:
-        """Put the parts together; `Engine.load` is the way to get one."""
+        """Put the parts together; use `Engine.load` to get an engine."""
         self._manifest, self._executor, self._arguments = manifest, executor, arguments
         self._encoder = PairEncoder(path / "tokenizer.json", manifest.max_tokens)
         self._path = path
@@ -79,21 +79,21 @@ class Engine:
         Args:
             path: a folder; None for the model in the package. A checkpoint is exported once and cached,
                 which needs the extra `export`.
-            device: "auto", "cpu", "cuda" or "cuda:N". "auto" takes a GPU where one works.
+            device: "auto", "cpu", "cuda" or "cuda:N". "auto" uses a GPU if one works.
             executor: "auto", "onnxruntime" or "triton".
             precision: of the arithmetic: "float32", "float16", "bfloat16"; None: the executor's best. "int8",
-                on a CPU, takes a bundle that is stored so, or exports `path` so and caches it, as it does
-                a checkpoint: half the time, and scores that differ by hundredths.
-            batch_invariant: keep a pair's score the same in any batch: to the bit under triton, to 2e-6 on a
-                CPU, where it always is. False lets triton take a matrix library that is faster and does not.
-            threads: on the CPU; None: as many as affinity and control group grant.
-            max_batch_tokens: tokens run at once; None: what suits the executor.
+                on a CPU, uses a bundle stored in int8, or exports `path` to int8 and caches it like a
+                checkpoint: half the time, and scores that differ by hundredths.
+            batch_invariant: keep a pair's score the same in any batch: to the bit under triton; to 2e-6 on a
+                CPU, always. False lets triton use a faster matrix library that does not.
+            threads: CPU threads; None: as many as affinity and control group allow.
+            max_batch_tokens: tokens computed at once; None: what suits the executor.
 
         Raises:
             InputError: an option has no such value.
             BundleError: the folder is no bundle or checkpoint that this version runs exactly, or int8 would
                 change its scores too much.
-            ExecutorUnavailable: what was asked for by name cannot be had here.
+            ExecutorUnavailable: something asked for by name is not available here.
         """
         arguments = {
             "device": device,
@@ -136,7 +136,7 @@ class Engine:
 
     @property
     def info(self) -> Info:
-        """What was loaded, what was chosen, and how it runs."""
+        """What was loaded, what was chosen and how it runs."""
         return Info.of(self._path, self._manifest, self._executor)
 
     def score(
@@ -152,14 +152,14 @@ class Engine:
 
         Args:
             pairs: lists, tuples or numpy rows of two strings.
-            output: "probability", or "logit" for what the head gives before softmax or sigmoid.
+            output: "probability", or "logit" for the head's output before softmax or sigmoid.
             truncation: "longest_first", "only_first", "only_second", or "error" to refuse pairs that are too
                 long.
-            max_tokens: 3 to the model's limit, the default; the three special tokens count.
+            max_tokens: from 3 to the model's limit, the default; the three special tokens count.
             progress: show a bar on stderr.
 
         Raises:
-            InputError: names the pair, or the option, and what is wrong with it.
+            InputError: names the pair or option and what is wrong with it.
             SegueError: this engine is closed or was loaded before a fork, the device failed, or the model
                 gave a value that is not finite.
         """
@@ -178,7 +178,7 @@ class Engine:
         max_tokens: int | None = None,
         progress: bool = False,
     ) -> NDArray[np.float32]:
-        """Return a value per label, `[N, C]`; `labels` names the columns. All else as in `score`."""
+        """Return one value per label, `[N, C]`; `labels` names the columns. Otherwise as in `score`."""
         check_output(output)
         encoded = self._encode(pairs, truncation, max_tokens)
         logits = self._logits(encoded, progress)
@@ -198,16 +198,16 @@ class Engine:
         """Order documents by the score of (query, document), best first; equal scores keep the order given.
 
         Args:
-            top_k: return so many; None: all.
+            top_k: how many to return; None: all.
             truncation: as in `score`; "only_second" keeps the query whole.
             max_tokens: as in `score`.
 
         Returns:
-            `{"corpus_id": place in documents, "score": float}`, with "text" where `return_documents` is set.
+            `{"corpus_id": index in documents, "score": float}`, with "text" if `return_documents` is set.
             Scores are computed in float64 from the logits, so that those near 1 do not become ties.
 
         Raises:
-            InputError: names the document, or the option, and what is wrong with it.
+            InputError: names the document or option and what is wrong with it.
             SegueError: as in `score`.
         """
         texts, top_k = check_ranking(query, documents, top_k, self._manifest.head)
@@ -227,8 +227,8 @@ class Engine:
     ) -> Iterator[float]:
         """Yield the score of each pair, in order, from an iterable of any length, in bounded memory.
 
-        Pairs are read in windows, small ones first. Where a pair is bad or the iterable raises, the scores
-        of all pairs before it are yielded first. Arguments and errors as in `score`.
+        Pairs are read in windows, small ones first. If a pair is bad or the iterable raises, the scores of
+        all pairs before it are yielded first. Arguments and errors as in `score`.
         """
         column = positive_column(self._manifest.head)
         rows = self.predict_iter(pairs, output=output, truncation=truncation, max_tokens=max_tokens)
@@ -242,13 +242,13 @@ class Engine:
         truncation: str = "longest_first",
         max_tokens: int | None = None,
     ) -> Iterator[NDArray[np.float32]]:
-        """Yield a value per label, `[C]`, of each pair; as `score_iter` otherwise."""
+        """Yield one value per label, `[C]`, for each pair. Otherwise as in `score_iter`."""
         return self._predict_iter(pairs, output, truncation, max_tokens)
 
     def explain(
         self, first: str, second: str, *, truncation: str = "longest_first", max_tokens: int | None = None
     ) -> Explanation:
-        """Return what the model sees of a pair, and what it makes of it."""
+        """Return a pair as the model sees it, and the model's output for it."""
         try:
             encoded = self._encode([(first, second)], truncation, max_tokens, whole=True)
             logits = self._logits(encoded)[0]
@@ -259,12 +259,12 @@ class Engine:
         return Explanation.of(batch, encoded, self._encoder, logits, self._manifest.head)
 
     def warmup(self, progress: bool = False) -> None:
-        """Do beforehand what first calls would wait for, then run one short pair and one of the longest.
+        """Do in advance what the first calls would wait for, then run a short pair and one of full length.
 
-        On a GPU every kernel is compiled (and kept on disk) and every GPU graph captured: best before other
-        threads use that GPU, as under PyTorch before 2.13 none may draw random numbers on it while a graph is
-        captured. On a CPU with several threads the session is opened that calls of many batches take, which
-        has the weights a second time. Logs, as information, how many steps it took and how many seconds.
+        On a GPU this compiles every kernel (and keeps it on disk) and captures every GPU graph. It is best
+        called before other threads use that GPU: under PyTorch before 2.13 none may draw random numbers on it
+        during a capture. On a CPU with several threads it opens the session for calls of many batches, which
+        holds a second copy of the weights. Logs, at level INFO, how many steps and seconds it took.
 
         Args:
             progress: show a bar on stderr.
@@ -279,7 +279,7 @@ class Engine:
         _logger().info("warm-up: %d steps and two pairs in %.2f s", count, perf_counter() - started)
 
     def close(self) -> None:
-        """Give back the model's memory. Anything but `info` and `labels` raises SegueError from then on."""
+        """Free the model's memory. From then on, anything but `info` and `labels` raises SegueError."""
         self._closed = True
         if os.getpid() == self._process:  # else a lock may be held by a thread that stayed behind
             self._executor.close()
@@ -315,7 +315,7 @@ class Engine:
         )
 
     def _logits(self, encoded: Encoded, progress: bool = False) -> NDArray[np.float32]:
-        """Return [N, C]; what is not encoded yet is by then."""
+        """Return [N, C]; pairs not encoded yet are encoded on the way."""
         batches = self._plan(encoded)
         logits = execute(self._executor, encoded, batches, labels=len(self.labels), progress=progress)
         return logits[encoded.inverse]
@@ -339,7 +339,7 @@ class Engine:
         max_tokens: int | None,
         weigh: Callable[[Any], int] = characters,
     ) -> Iterator[NDArray[np.float32]]:
-        """As `predict_iter`. weigh: how many characters the caller, too, holds for a pair that was read."""
+        """As `predict_iter`. weigh: how many characters the caller also holds for a pair that was read."""
         check_output(output)
         self._encode([], truncation, max_tokens)  # options are refused at the call, not at the first pair
         check_iterable("pairs", pairs, "(str, str)")
@@ -373,7 +373,7 @@ class Engine:
     def _until_bad(
         self, pairs: list[Any], truncation: str, max_tokens: int | None
     ) -> tuple[Encoded, NDArray[np.float32], SegueError | None]:
-        """Return what comes of the pairs before the first bad one, and what is wrong with that one."""
+        """Return the results for the pairs before the first bad one, and what is wrong with that one."""
         bad: SegueError | None = None
         while True:  # another kind of fault may lie further ahead, and is found only once the first is gone
             try:
@@ -386,9 +386,8 @@ class Engine:
 
 
 def _loaded(kind: type[Engine], arguments: dict[str, Any]) -> Engine:
-    """Load an engine again, as pickle does. A function of this module, which every pickler knows by its name:
-    of a class method cloudpickle and dill take the code along, and `datasets`, which has dill follow that
-    code, cannot hash it."""
+    """Load an engine again, for pickle. Every pickler refers to a module's function by name; of a class
+    method cloudpickle and dill pickle the code, and `datasets`, which has dill follow it, cannot hash it."""
     return kind.load(**arguments)
 
 
@@ -404,7 +403,7 @@ def _counted(steps: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
 
 
 def _bundle_folder(path: str | os.PathLike[str] | None, precision: str | None) -> Path:
-    """The bundle in `path`, or one exported of what is there: a checkpoint, or a bundle asked for in int8."""
+    """Return the bundle in `path`, or one exported from it: from a checkpoint, or from a bundle to int8."""
     if not isinstance(path, str | os.PathLike | None):
         raise InputError(f"path: expected a folder's name or None, got {path!r}")
     folder = DEFAULT_MODEL if path is None else Path(path)

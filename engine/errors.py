@@ -16,21 +16,21 @@ __all__ = [
 
 
 def install(package: str | None, extra: str) -> str:
-    """Say how to get a package that is missing: onnxruntime by an extra of its own, others by `extra`."""
+    """Say how to install a missing package: onnxruntime by an extra of its own, others by `extra`."""
     return f"pip install 'segue[{'cpu' if package == 'onnxruntime' else extra}]'"
 
 
 def json_kind(value: Any) -> str:
-    """Say what JSON calls a value that was read from it."""
+    """Return what JSON calls a value that was read from it."""
     kinds = {bool: "a boolean", int: "a number", float: "a number", str: "a string", list: "an array"}
     return "null" if value is None else kinds.get(type(value), "an object")
 
 
 class SegueError(Exception):
-    """The root of all errors that segue raises on purpose.
+    """The base class of all errors that segue raises on purpose.
 
-    `index` is the place of the pair in what the caller gave, counted from 0, or None where no pair is to
-    blame; `reason` is the message without that place.
+    `index` is the pair's index in the caller's input, from 0, or None if no pair is to blame; `reason` is the
+    message without it.
     """
 
     def __init__(self, reason: str, *, index: int | None = None) -> None:
@@ -38,25 +38,25 @@ class SegueError(Exception):
         super().__init__(reason if index is None else f"pairs[{index}]: {reason}")
 
     def at(self, index: int) -> Self:
-        """Return the same error about the pair at another place."""
+        """Return the same error about the pair at another index."""
         return type(self)(self.reason, index=index)
 
     def of(self, name: str) -> Self:
-        """Return the same error with the pair called `name`; it stays as it is where it is about none."""
+        """Return the same error with the pair called `name`; unchanged if it is about no pair."""
         return self if self.index is None else type(self)(f"{name}: {self.reason}")
 
 
 class InputError(SegueError, ValueError):
-    """A pair, a line or an option the caller gave is not usable."""
+    """A pair, line or option that the caller gave is not usable."""
 
 
 class BundleError(SegueError):
-    """A bundle or checkpoint folder is incomplete, altered, or of a form this version cannot run exactly."""
+    """A bundle or checkpoint is incomplete, altered, or in a form that this version cannot run exactly."""
 
 
 class Overloaded(SegueError):
-    """So many pairs are waiting already that no more are taken. The same call may succeed later."""
+    """Too many pairs are waiting already. The same call may succeed later."""
 
 
 class ExecutorUnavailable(SegueError, ImportError, RuntimeError):
-    """What was asked for by name needs a package or a device that is not here; the message says which."""
+    """Something asked for by name needs a package or device that is missing; the message says which."""

@@ -1,4 +1,4 @@
-"""What an engine says of itself and of a pair: plain records, ready for JSON through `dataclasses.asdict`."""
+"""What an engine says about itself and a pair: plain records, ready for JSON by `dataclasses.asdict`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["Explanation", "Info"]
 
 @dataclass(frozen=True)
 class Info:
-    """What was loaded and chosen. `versions` and `parity` are those of the export."""
+    """What was loaded and chosen. `versions` and `parity` date from the export."""
 
     path: str
     executor: str
@@ -42,7 +42,7 @@ class Info:
 
     @classmethod
     def of(cls, path: Path, manifest: Manifest, executor: Executor) -> Info:
-        """Gather it from the parts of an engine."""
+        """Gather the information from the parts of an engine."""
         return cls(
             path=str(path),
             executor=executor.name,
@@ -64,7 +64,7 @@ class Info:
 
 @dataclass(frozen=True)
 class Explanation:
-    """One pair as the model sees it, token by token, and what comes out of it."""
+    """One pair as the model sees it, token by token, and the model's output for it."""
 
     tokens: list[str]
     token_ids: list[int]
@@ -85,7 +85,7 @@ class Explanation:
         logits: NDArray[np.float32],
         head: Head,
     ) -> Explanation:
-        """Read it off a batch of one pair and its logits `[C]`."""
+        """Build it from a batch of one pair and its logits, `[C]`."""
         values = probabilities(logits, head).tolist()
         first, second = encoded.cut[0].tolist()
         return cls(

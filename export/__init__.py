@@ -1,6 +1,6 @@
 """From a PyTorch BERT to a bundle: checkpoint reading, ONNX export and its verification, training.
 
-`from segue.export import export_checkpoint` is the way in. It is imported when asked for, since training
+The entry point is `from segue.export import export_checkpoint`. It is imported on first use, because training
 needs no onnx.
 """
 

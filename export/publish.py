@@ -45,23 +45,23 @@ def export_checkpoint(
 ) -> Manifest:
     """Export a Hugging Face folder, or another bundle, as the bundle `out`; return its manifest.
 
-    It is verified against PyTorch. Threads export one after the other.
+    The bundle is verified against PyTorch. Threads export one after another.
 
     Args:
         checkpoint: config.json, weights and tokenizer of one of the architectures in `heads`; or a bundle in
-            float32 or float16, of which another form is wanted.
+            float32 or float16, to be exported in another form.
         out: must not exist, or be an empty folder; its parent must exist.
-        precision: "float32"; "float16" to store the weights so, the arithmetic being float32 all the same;
-            "int8" for products of integers, twice as fast on a CPU and less exact: see `quantization`.
+        precision: "float32"; "float16" for weights stored in it, while arithmetic stays in float32; "int8"
+            for integer products, twice as fast on a CPU and less exact: see `quantization`.
         layout: "packed", or "padded" for the input_ids, attention_mask, token_type_ids of other runtimes.
-        flat: inline the ONNX functions, for runtimes that know none; the padded layout always does.
-        head: "regression" makes the score of a checkpoint with one label its logit.
-        positive: the label that `score` reports, by name.
+        flat: inline the ONNX functions, for runtimes without them; the padded layout always does.
+        head: "regression" uses the logit of a one-label checkpoint as its score.
+        positive: the name of the label that `score` reports.
 
     Raises:
         BundleError: the checkpoint is incomplete or cannot be reproduced exactly, `out` is taken or cannot
             be made, or the exported graph differs from PyTorch by more than `verify` allows. Nothing is left
-            behind then.
+            behind in that case.
         InputError: an option is none of the above, or does not fit the checkpoint.
     """
     checkpoint, out = Path(checkpoint), _resolved(Path(out))

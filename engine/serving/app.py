@@ -1,13 +1,14 @@
-"""One engine as an ASGI application: paths, statuses, and what an answer says beside its body.
+"""One engine as an ASGI application: paths, status codes and response headers.
 
     POST /score /predict /rerank /v1/...   as in `segue.serving.dialects`
-    GET  /health, /ping   200, or 503 where the model does not compute
-    GET  /info            what was loaded, what was chosen, the measured parity
+    GET  /health, /ping   200, or 503 if the model does not compute
+    GET  /info            what was loaded and chosen, and the measured parity
     GET  /v1/models       its name
     GET  /metrics         for Prometheus
 
-An error says what is wrong and where as `error`, with `error_type`: 413 and 422 Validation, 429 Overloaded,
-500 Backend, 503 Unhealthy; and as `message` and `detail`, where clients of Cohere and Jina look for it.
+An error answer says what is wrong and where in `error`, with an `error_type`: 413 and 422 Validation, 429
+Overloaded, 500 Backend, 503 Unhealthy. The same text is in `message` and `detail`, for clients of Cohere
+and Jina.
 """
 
 from __future__ import annotations
@@ -59,19 +60,19 @@ def create_app(
     max_waiting: int = MAX_WAITING,
     max_body_bytes: int = MAX_BODY_BYTES,
 ) -> Starlette:
-    """Return an ASGI application that scores by `engine`, which stays open when it ends.
+    """Return an ASGI application that scores with `engine`, which stays open when the application ends.
 
-    `app.state.service.close()` ends its thread, and comes before the engine's own. It is called when the
-    application ends, but nobody tells one that is mounted in another.
+    `app.state.service.close()` ends its thread; call it before `engine.close()`. The application calls it
+    when it ends, but is not told of that when it is mounted in another.
 
     Args:
         name: what answers call the model; None: the name of the folder that was loaded.
-        max_pairs: in one request; more are refused with 413.
-        max_waiting: pairs of all requests that may wait; more are refused with 429, unless none wait.
-        max_body_bytes: of a request; longer ones are refused with 413.
+        max_pairs: per request; more are refused with 413.
+        max_waiting: how many pairs, of all requests, may wait; more are refused with 429, unless none wait.
+        max_body_bytes: per request; longer ones are refused with 413.
 
     Raises:
-        InputError: a limit is no whole number from 1, or the name is no valid Unicode.
+        InputError: a limit is not a whole number from 1, or the name is not valid Unicode.
     """
     name = name or Path(engine._arguments["path"] or engine.info.path).name  # not the cache's for it
     check_unicode("name", name)
@@ -116,7 +117,7 @@ def create_app(
 
 
 class Service:
-    """What the paths of one application share."""
+    """The state that the paths of one application share, and their handlers."""
 
     def __init__(
         self, engine: Engine, *, name: str, max_pairs: int, max_waiting: int, max_body_bytes: int
@@ -129,11 +130,11 @@ class Service:
         self._metrics = Metrics(self._joiner)
 
     def open(self) -> None:
-        """Take requests again, after it was closed."""
+        """Accept requests again after `close`."""
         self._joiner.open()
 
     def close(self) -> None:
-        """End the turn that is computed, and begin none any more."""
+        """Let the current turn end, and begin no other."""
         self._joiner.close()
 
     async def answer(self, read: Callable[[Body], Asked], request: Request) -> Response:
@@ -164,7 +165,7 @@ class Service:
             raise InputError(f"{asked.name}: cannot be returned as JSON: {error}") from None
 
     async def health(self, request: Request) -> Response:
-        """Tell whether the model computes; where the last turn failed, by trying."""
+        """Tell whether the model computes; if the last turn failed, by trying."""
         try:
             trial = self._joiner.ask([("a", "b")] if self._joiner.broken else [])
             await asyncio.wait_for(asyncio.wrap_future(trial), _PATIENCE)
@@ -177,7 +178,7 @@ class Service:
         return JSONResponse({"status": "ok", "model": self.name})
 
     async def info(self, request: Request) -> Response:
-        """Tell what was loaded, but for where it lies."""
+        """Tell what was loaded, but not from where."""
         record = asdict(self._engine.info)
         del record["path"]
         return JSONResponse({"model": self.name, "max_pairs": self._max_pairs, **record})
@@ -187,11 +188,11 @@ class Service:
         return JSONResponse({"object": "list", "data": [{"id": self.name, "object": "model"}]})
 
     async def measured(self, request: Request) -> Response:
-        """Tell what was counted."""
+        """Return the metrics."""
         return Response(self._metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     def counted(self, path: str, handler: _Handler) -> _Handler:
-        """Return the handler with its requests counted, and its errors as answers."""
+        """Return the handler with its requests counted and its errors turned into answers."""
 
         async def respond(request: Request) -> Response:
             started, status = perf_counter(), _GONE  # where it is cancelled, whoever asked no longer waits
@@ -226,7 +227,7 @@ class Service:
             return _error(500, _said(error))
 
     async def _answer(self, asked: Asked, request: Request) -> Answer:
-        """Wait for the answer, and give it up where the client goes away."""
+        """Wait for the answer; give up if the client disconnects."""
         try:
             future = self._joiner.ask(asked.pairs, truncation=asked.truncation, max_tokens=asked.max_tokens)
         except (InputError, Overloaded, Closed):
