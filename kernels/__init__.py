@@ -1,7 +1,7 @@
-"""Every op of the graph: an eager PyTorch twin in `reference`, a Triton kernel beside it.
+"""Every op of the graph: an eager PyTorch twin in `reference`, and a Triton kernel.
 
-Each op is imported when it is first asked for, since the kernels need triton and the twins do not. For models
-that are compiled or exported, `import segue.kernels.library` makes them PyTorch operators of the same names:
+Each op is imported on first use, because the kernels need triton and the twins do not. For models that are
+compiled or exported, `import segue.kernels.library` registers them as PyTorch operators of the same names:
 `torch.ops.segue.packed_attention` and so on.
 """
 

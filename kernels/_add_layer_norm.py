@@ -1,12 +1,12 @@
 """AddLayerNorm: LayerNorm(x + residual), each row read once and written once.
 
-Bound by memory. s being the bytes of an element:
+Memory-bound. With s bytes per element:
 
     bytes = s * (3 * T * E + 2 * E)
     operations = 8 * T * E
 
-The residual is added here and not in the epilogue of the product before it: either way five T · E pass
-through memory from the product's input to the normalised rows, and here the sum is not rounded to 16 bits.
+The residual is added here, not in the epilogue of the preceding product: either way five T · E pass through
+memory from the product's input to the normalised rows, and here the sum is not rounded to 16 bits.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def add_layer_norm(
     live: Tensor | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
-    """As `reference.add_layer_norm`, one program to a few rows.
+    """As `reference.add_layer_norm`, one program for a few rows.
 
     Raises:
         ValueError: a tensor is of the wrong shape, dtype, device or stride, or x has no columns.
@@ -81,5 +81,5 @@ def add_layer_norm(
 
 
 def cost(*, T: int, E: int, s: int) -> Cost:
-    """What T rows of E elements of s bytes cost."""
+    """Return the cost of T rows of E elements of s bytes."""
     return Cost(bytes=s * (3 * T * E + 2 * E), operations=8 * T * E)

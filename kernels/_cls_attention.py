@@ -1,14 +1,14 @@
-"""ClsAttention: one query row a pair against all keys of the pair.
+"""ClsAttention: one query row per pair against all keys of the pair.
 
-Bound by memory: each key and value is read once and used once, so no matrix unit would help. s being the
-bytes of an element, i those of a bound:
+Memory-bound: each key and value is read once and used once, so no matrix unit would help. With s bytes per
+element and i per bound:
 
     bytes = s * E * (2 * T + B + sum(n > 0 for n in lengths)) + i * (B + 1)
     operations = 4 * T * E + 4 * T * H
 
-(the query of an empty pair is not read). A program has one pair and a few heads, whose keys lie
-side by side, and passes over them block after block. The block is the same in every row of the table, so
-the order in which a row is summed depends on its own pair alone.
+(the query of an empty pair is not read). A program takes one pair and a few heads, whose keys lie side by
+side, and passes over them block by block. All rows of the table have the same block, so the order in which a
+row is summed depends only on its own pair.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def cls_attention(
     longest: int | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
-    """As `reference.cls_attention`. Without `longest`, cu_seqlens is read back: that waits for the device.
+    """As `reference.cls_attention`. Without `longest`, reading cu_seqlens back waits for the device.
 
     Raises:
         ValueError: a tensor is of the wrong shape, dtype, device or stride, or cu_seqlens is not 0 to T.
@@ -111,7 +111,7 @@ def cls_attention(
 
 
 def cost(*, lengths: list[int], E: int, H: int, s: int, i: int) -> Cost:
-    """What pairs of those lengths cost, their bounds of i bytes, H heads of E / H elements of s bytes."""
+    """Return the cost of pairs of those lengths: bounds of i bytes, H heads of E / H elements of s bytes."""
     tokens, pairs = sum(lengths), len(lengths)
     return Cost(
         bytes=s * E * (2 * tokens + pairs + sum(n > 0 for n in lengths)) + i * (pairs + 1),

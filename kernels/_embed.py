@@ -1,7 +1,7 @@
-"""Embed: a row of each of three tables gathered, the three added and normalised, in one pass.
+"""Embed: gathers a row from each of three tables, adds the three and normalises the sum, in one pass.
 
-Bound by memory. s being the bytes of an element, i those of the three ids of a token together, W the rows
-of all tables that the batch reads, each once:
+Memory-bound. With s bytes per element, i for a token's three ids together, and W rows of all tables that the
+batch reads, each once:
 
     bytes = s * E * (W + T + 2) + i * T
     operations = 9 * T * E
@@ -69,8 +69,8 @@ def embed(
     live: Tensor | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
-    """As `reference.embed`. That ids are below the rows of their tables is trusted, not checked: it would
-    mean to wait for the device.
+    """As `reference.embed`. Trusts that ids are below the rows of their tables: checking would wait for
+    the device.
 
     Raises:
         ValueError: a tensor is of the wrong shape, dtype, device or stride, or the tables have no columns.
@@ -100,5 +100,5 @@ def embed(
 
 
 def cost(*, T: int, E: int, W: int, s: int, i: int) -> Cost:
-    """What T tokens cost, their ids of i bytes, which read W rows of E elements of s bytes."""
+    """Return the cost of T tokens with ids of i bytes, which read W rows of E elements of s bytes."""
     return Cost(bytes=s * E * (W + T + 2) + i * T, operations=9 * T * E)

@@ -1,6 +1,6 @@
-"""first_rows: the first row of each pair, what the graph's Gather of the [CLS] rows does.
+"""first_rows: the first row of each pair, as the graph's Gather takes the [CLS] rows.
 
-Bound by latency: two rows moved a pair. s being the bytes of an element, i those of a bound:
+Latency-bound: it moves two rows per pair. With s bytes per element and i per bound:
 
     bytes = s * E * (B + sum(n > 0 for n in lengths)) + i * (B + 1)
     operations = 0
@@ -44,7 +44,7 @@ def _first_rows_kernel(
 
 
 def first_rows(x: Tensor, cu_seqlens: Tensor, *, out: Tensor | None = None) -> Tensor:
-    """As `reference.first_rows`. That cu_seqlens is 0 to T, never decreasing, is trusted, not read back.
+    """As `reference.first_rows`. Trusts that cu_seqlens runs from 0 to T without decreasing.
 
     Raises:
         ValueError: a tensor is of the wrong shape, dtype, device or stride.
@@ -66,6 +66,6 @@ def first_rows(x: Tensor, cu_seqlens: Tensor, *, out: Tensor | None = None) -> T
 
 
 def cost(*, lengths: Sequence[int], E: int, s: int, i: int) -> Cost:
-    """What pairs of those lengths cost, their bounds of i bytes, rows of E elements of s bytes."""
+    """Return the cost of pairs of those lengths: bounds of i bytes, rows of E elements of s bytes."""
     moved = len(lengths) + sum(n > 0 for n in lengths)
     return Cost(bytes=s * E * moved + i * (len(lengths) + 1), operations=0)

@@ -1,14 +1,14 @@
-"""linear and LinearGelu: x Wᵀ + b, and in the epilogue of the same product a residual or an exact GELU.
+"""linear and LinearGelu: x Wᵀ + b, with a residual or an exact GELU in the epilogue of the same product.
 
-Bound by the matrix units for large R, by reading W for small. s being the bytes of an element, K the length
-of a row of x, N that of a row of the result, residual 1 where there is one and gelu 1 for LinearGelu:
+Bound by the matrix units for large R, by reading W for small R. With s bytes per element, K the length of a
+row of x, N that of a row of the result, residual 1 if there is one and gelu 1 for LinearGelu:
 
     bytes = s * (R * K + N * K + N + R * N * (1 + residual))
     operations = 2 * R * N * K + R * N * (1 + residual + 4 * gelu)
 
-An output element is summed over K, first to last, by one program. How many products an instruction adds at
-once, and in which order, is the same in every line of the table that a device and dtype have, so a row of the
-result has the same bits in any batch, whichever tile and kernel (`products`) made it.
+One program sums an output element over K, from first to last. How many products an instruction adds at once,
+and in which order, is the same in all lines of the table for a device and dtype, so a row of the result has
+the same bits in any batch, whichever tile and kernel (`products`) computed it.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def linear(
     live: Tensor | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
-    """As `reference.linear`, the bias and the residual added to the product in float32.
+    """As `reference.linear`; the bias and the residual are added to the product in float32.
 
     Raises:
         ValueError: a tensor is of the wrong shape, dtype, device or stride.
@@ -89,7 +89,7 @@ def linear(
 def linear_gelu(
     x: Tensor, weight: Tensor, bias: Tensor, *, live: Tensor | None = None, out: Tensor | None = None
 ) -> Tensor:
-    """As `reference.linear_gelu`, the GELU taken of the float32 product.
+    """As `reference.linear_gelu`; the GELU is applied to the float32 product.
 
     Raises:
         ValueError: a tensor is of the wrong shape, dtype, device or stride.
@@ -98,7 +98,7 @@ def linear_gelu(
 
 
 def cost(*, R: int, K: int, N: int, s: int, residual: int = 0, gelu: int = 0) -> Cost:
-    """What R rows of K elements of s bytes cost, times N columns."""
+    """Return the cost of R rows of K elements of s bytes times N columns."""
     return Cost(
         bytes=s * (R * K + N * K + N + R * N * (1 + residual)),
         operations=2 * R * N * K + R * N * (1 + residual + 4 * gelu),

@@ -1,18 +1,18 @@
-"""PackedAttention: QKᵀ, softmax and PV of each pair in one pass over the QKV product, where it lies.
+"""PackedAttention: QKᵀ, softmax and PV of each pair in one pass, straight from the QKV product.
 
-s being the bytes of an element, i those of a bound, lengths those of the pairs:
+With s bytes per element, i per bound, and lengths those of the pairs:
 
     bytes = s * 4 * T * E + i * (B + 1)
     operations = 4 * E * sum(n * n for n in lengths) + 4 * H * sum(n * n for n in lengths)
 
-Bound by memory up to a few hundred tokens a pair, then by the matrix units. A program has one tile of
-queries of one pair and one head, and passes over that pair's keys block after block, carrying each row's
+Memory-bound up to a few hundred tokens per pair, then bound by the matrix units. A program takes one tile of
+queries of one pair and one head, and passes over that pair's keys block by block, carrying each row's
 maximum and sum (Milakov and Gimelshein, 2018; Dao and others, 2022); no block outside the pair is touched.
 
-Of a short pair, up to 32 tokens, a program takes as many heads as it has warps: a warp has a head, in one
-tile of 32 x 32, so that nothing is wasted on what is not there. This is so whatever else is in the batch, and
-a longer pair's blocks hold as many keys as the table says for the head size and device: the order in which a
-row is summed depends on its own pair alone. How many queries a program has may follow the longest pair.
+For a short pair, up to 32 tokens, a program takes as many heads as it has warps: one head per warp, in one
+tile of 32 x 32, so that nothing is wasted on absent tokens. This holds whatever else is in the batch, and a
+longer pair's blocks hold as many keys as the table says for the head size and device: the order in which a
+row is summed depends only on its own pair. How many queries a program takes may follow the longest pair.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def _packed_attention_kernel(
 def packed_attention(
     qkv: Tensor, cu_seqlens: Tensor, heads: int, *, longest: int | None = None, out: Tensor | None = None
 ) -> Tensor:
-    """As `reference.packed_attention`. Without `longest`, cu_seqlens is read back: that waits for the device.
+    """As `reference.packed_attention`. Without `longest`, reading cu_seqlens back waits for the device.
 
     Raises:
         ValueError: a tensor is of the wrong shape, dtype, device or stride, or cu_seqlens is not 0 to T.
@@ -113,7 +113,7 @@ def packed_attention(
 
 
 def cost(*, lengths: list[int], E: int, H: int, s: int, i: int) -> Cost:
-    """What pairs of those lengths cost, their bounds of i bytes, H heads of E / H elements of s bytes."""
+    """Return the cost of pairs of those lengths: bounds of i bytes, H heads of E / H elements of s bytes."""
     squares = sum(n * n for n in lengths)
     return Cost(
         bytes=s * 4 * sum(lengths) * E + i * (len(lengths) + 1), operations=4 * E * squares + 4 * H * squares

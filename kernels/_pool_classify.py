@@ -1,13 +1,13 @@
-"""PoolClassify: the tanh pooler and the classifier after it, nothing rounded between them.
+"""PoolClassify: the tanh pooler and the classifier, with no rounding between them.
 
-Bound by latency, there being few rows. s being the bytes of an element:
+Latency-bound, because there are few rows. With s bytes per element:
 
     bytes = s * (B * E + E * E + E + C * E + C + B * C) + 8 * B * E
     operations = 2 * B * E * E + 2 * B * E + 2 * B * E * C + B * C
 
-Two launches: of the first, a program makes a tile of the pooled rows, in float32, so that one pair's E
-columns are made by many; of the second, a program has a few pooled rows, whole, and a label after the other.
-Tiles, and which thread has which column, are the same whatever B is.
+There are two launches. In the first, a program computes a tile of the pooled rows, in float32, so that many
+programs share one pair's E columns. In the second, a program takes a few whole pooled rows, one label after
+another. Tiles, and the columns of each thread, are the same for any B.
 """
 
 from __future__ import annotations
@@ -105,8 +105,8 @@ def pool_classify(
     pooled: Tensor | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
-    """As `reference.pool_classify`. `out` may be float32 whatever the dtype of cls; it takes `pooled` besides
-    to allocate nothing.
+    """As `reference.pool_classify`. `out` may be float32 whatever the dtype of cls; given `pooled` as well,
+    nothing is allocated.
 
     Raises:
         ValueError: a tensor is of the wrong shape, dtype, device or stride.
@@ -141,7 +141,7 @@ def pool_classify(
 
 
 def cost(*, B: int, E: int, C: int, s: int) -> Cost:
-    """What B rows of E elements of s bytes cost, for C labels."""
+    """Return the cost of B rows of E elements of s bytes, for C labels."""
     return Cost(
         bytes=s * (B * E + E * E + E + C * E + C + B * C) + 8 * B * E,
         operations=2 * B * E * E + 2 * B * E + 2 * B * E * C + B * C,

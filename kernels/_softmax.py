@@ -1,11 +1,11 @@
 """Softmax over the last axis: a narrow row in one block, a wide one in several.
 
-Bound by memory. s being the bytes of an element; a wide row, read again to be written, is in the cache then:
+Memory-bound. With s bytes per element; a wide row, read again to be written, is then in the cache:
 
     bytes = s * 2 * R * C
     operations = 5 * R * C
 
-The order in which a row is summed depends on C alone.
+The order in which a row is summed depends only on C.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def softmax(x: Tensor, *, out: Tensor | None = None) -> Tensor:
 
 
 def cost(*, R: int, C: int, s: int) -> Cost:
-    """What R rows of C elements of s bytes cost; a wide row is found in the cache when it is read again."""
+    """Return the cost of R rows of C elements of s bytes; a wide row read again is found in the cache."""
     return Cost(bytes=s * 2 * R * C, operations=5 * R * C)
 
 

@@ -1,14 +1,13 @@
 """The ops as PyTorch operators, `torch.ops.segue.<name>`, for models that are compiled or exported.
 
 `import segue.kernels.library` registers them. Names, arguments and meaning are those of
-`segue.kernels.reference`, without `live` and `out`: an operator gives a new tensor, of the dtype of the first
-tensor of floats. On a GPU it is the kernel; on a CPU the twin, so that a model can be traced and tried on any
-machine, with triton or without; on a CPU under TRITON_INTERPRET=1 the kernel again.
+`segue.kernels.reference`, without `live` and `out`: an operator returns a new tensor, of the dtype of the
+first tensor of floats. On a GPU it runs the kernel; on a CPU the twin, so that a model can be traced and
+tried on any machine, with or without triton; on a CPU under TRITON_INTERPRET=1 the kernel again.
 
-Gradients are refused wherever one is wanted, in a trace too: call under torch.no_grad(). What shapes and
-dtypes have to agree is checked by the kernel, when it runs: not in a trace, and a twin takes all that PyTorch
-can make fit. `Library.define` adds 5 µs to a call, where `torch.library.custom_op` adds 25 to 40; calling a
-launcher adds nothing.
+Gradients are refused, in a trace too: call under torch.no_grad(). The kernel checks that shapes and dtypes
+agree when it runs, not in a trace; a twin accepts anything that PyTorch can make fit. `Library.define` adds 5
+µs to a call, where `torch.library.custom_op` adds 25 to 40; calling a launcher adds nothing.
 """
 
 from __future__ import annotations

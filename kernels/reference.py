@@ -1,4 +1,4 @@
-"""The ops as eager PyTorch on the CPU: the definition of correct, which every other body is held against.
+"""The ops as eager PyTorch on the CPU: the definition of correct, against which all others are tested.
 
 The alphabet, used everywhere:
 
@@ -7,16 +7,16 @@ The alphabet, used everywhere:
     F feed-forward size     C labels                       R rows of any matrix
 
 A packed batch is B pairs laid end to end in T rows; pair b owns the rows cu_seqlens[b] to cu_seqlens[b + 1].
-Equal neighbours in `cu_seqlens` are an empty pair: it owns no rows, and where an op gives a row per pair,
+Equal neighbours in `cu_seqlens` are an empty pair: it owns no rows, and if an op returns one row per pair,
 that row is zero.
 
-`live`, where an op takes it, is a tensor of one integer on the device: only so many rows count, the others
+`live`, where an op takes it, is a tensor of one integer on the device: only so many rows count; the others
 are neither read nor written (without `out` they are zero). So a launch made for many rows serves fewer.
 
-Arithmetic is float32 whatever the storage (float64 stays float64, so that a test can have its judge); the
-result has the dtype of the first tensor. With `out=` the result is written there, in its dtype, and `out` is
-returned. Without `out` every op is differentiable. Weights are as PyTorch's `Linear` has them, [out, in].
-Needs torch alone.
+Arithmetic is float32 whatever the storage (float64 stays float64, as a reference for tests); the result has
+the dtype of the first tensor. With `out=` the result is written there, in its dtype, and `out` is returned.
+Without `out` every op is differentiable. Weights are laid out as in PyTorch's `Linear`, [out, in]. Needs only
+torch.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ def packed_attention(
 ) -> Tensor:
     """Return softmax(Q Kᵀ / √D) V inside each pair, for every head, every row attending to its whole pair.
 
-    A pair of one token gives its own V; an empty pair gives no rows.
+    A pair of one token returns its own V; an empty pair has no rows.
 
     Args:
-        qkv: [T, 3E], the columns being Q, K, V in this order, each of H heads of D.
+        qkv: [T, 3E], its columns Q, K, V in this order, each of H heads of D.
         cu_seqlens: [B + 1], int32 or int64, from 0 to T, never decreasing.
-        longest: S. When given, cu_seqlens is trusted.
+        longest: S. If given, cu_seqlens is trusted.
         out: [T, E].
 
     Returns:
@@ -79,11 +79,11 @@ def cls_attention(
     longest: int | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
-    """Return what `packed_attention` gives for the first token of each pair, and zeros for an empty pair.
+    """Return `packed_attention` of the first token of each pair, and zeros for an empty pair.
 
     Args:
-        q: [B, E], one query row a pair.
-        kv: [T, 2E], the columns being K, V.
+        q: [B, E], one query row per pair.
+        kv: [T, 2E], its columns K, V.
         cu_seqlens, longest: as in `packed_attention`.
         out: [B, E].
 
@@ -109,7 +109,7 @@ def cls_attention(
 def softmax(x: Tensor, *, out: Tensor | None = None) -> Tensor:
     """Return exp(x - max) / Σ exp(x - max) over the last axis of x: [R, C].
 
-    -inf gives 0, a single column 1; a row of nothing but -inf gives NaN, as does one with a NaN or +inf.
+    -inf gives 0, a single column 1; a row of -inf alone gives NaN, as does one with a NaN or +inf.
     """
     return _give(torch.softmax(_wide(x), dim=-1), x, out)
 
@@ -194,13 +194,13 @@ def pool_classify(
 ) -> Tensor:
     """Return the logits, classifier(tanh(pooler(cls))).
 
-    What lies between the two products, tanh(pooler(cls)), is float32 whatever the dtype of cls.
+    The intermediate tanh(pooler(cls)) is float32 whatever the dtype of cls.
 
     Args:
         cls: [B, E], the first row of each pair.
         pooler_weight, pooler_bias: [E, E] and [E].
         classifier_weight, classifier_bias: [C, E] and [C].
-        pooled: [B, E], float32; what lies between is left there.
+        pooled: [B, E], float32; receives the intermediate.
         out: [B, C].
 
     Returns:

@@ -1,8 +1,8 @@
-"""The ops on weights of 8 bits as eager PyTorch, the definition of correct: a CPU's ops, without a kernel.
+"""The ops on 8-bit weights as eager PyTorch, the definition of correct: ops of a CPU, without a kernel.
 
-A row of x is rounded to 8 bits by itself, so that what a row gives never depends on the rows beside it, and
-the products are of integers, so that no order of summation shows. Letters as in `reference`; K is the number
-of inputs of a linear layer. Needs torch alone.
+Each row of x is rounded to 8 bits by itself, so that a row's result never depends on the rows beside it. The
+products are of integers, so that the order of summation does not matter. Letters as in `reference`; K is the
+number of inputs of a linear layer. Needs only torch.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ _LEAST_STEP = 1e-30  # of a row of zeros, which is to be divided all the same
 
 
 def quantized_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor, zero_point: int) -> Tensor:
-    """Return x Wᵀ + bias, W being scale · weight, with each row of x rounded to whole steps of its own.
+    """Return x Wᵀ + bias, where W is scale · weight and each row of x is rounded to whole steps of its own.
 
-    Row r is stored as round(x_r / step_r) + zero_point, from 0 to 255, ties to even. Its step is the smallest
-    with which nothing of it is cut off: max(max(x_r) / (255 - zero_point), -min(x_r) / zero_point). So 128
-    suits rows of both signs, and less of it rows that are mostly positive.
+    Row r is stored as round(x_r / step_r) + zero_point, from 0 to 255, ties to even. Its step is the
+    smallest that clips nothing: max(max(x_r) / (255 - zero_point), -min(x_r) / zero_point). So a zero_point
+    of 128 suits rows of both signs, and a smaller one rows that are mostly positive.
 
     Args:
         x: [R, K], float32.
         weight: [out, K], int8.
         scale: [out], float32, above 0.
         bias: [out], float32.
-        zero_point: 1 to 254, what stands for 0.
+        zero_point: 1 to 254, the value that stands for 0.
 
     Returns:
         [R, out], float32.
