@@ -167,7 +167,7 @@ def _dimensions(config: dict[str, Any]) -> Dimensions:
             f"hidden_size: {dimensions.hidden_size} is not a multiple of {dimensions.heads} attention heads"
         )
     if dimensions.token_types < 2:
-        raise BundleError("type_vocab_size: 1 leaves the two sentences of a pair alike")
+        raise BundleError("type_vocab_size: 1 cannot tell the two sentences of a pair apart")
     if dimensions.positions < 3:
         raise BundleError(
             f"max_position_embeddings: a pair has 3 tokens at least, got {dimensions.positions}"

@@ -210,9 +210,9 @@ def _check(options: dict[str, Any], corpus: str | Path) -> None:
         return
     out = Path(options["out"])
     if out.exists() and not out.is_dir():
-        raise InputError(f"out: {str(out)!r} is taken, and no folder")
+        raise InputError(f"out: {str(out)!r} is not a folder")
     if any((out / name).is_file() for name in ("config.json", MANIFEST)):
-        raise InputError(f"out: {str(out)!r} is a model's folder; what belongs to it is not written over")
+        raise InputError(f"out: {str(out)!r} is a model's folder, whose files are not overwritten")
     if Path(corpus).is_dir() and out.resolve().is_relative_to(Path(corpus).resolve()):
         raise InputError(f"out: {str(out)!r} is inside the corpus")
 

@@ -52,7 +52,7 @@ def choose_head(
     if CLASSIFIERS[architecture] != "classifier":
         if head is not None or positive not in (None, "IsNext"):
             raise InputError(
-                f"{'head' if head else 'positive'}: {architecture} has IsNext, and it is the positive label"
+                f"{'head' if head else 'positive'}: {architecture} is an NSP model: IsNext is positive"
             )
         return Head("nsp", ("IsNext", "NotNext"), 0, HEAD_KINDS["nsp"])
     labels = _labels(config)

@@ -117,7 +117,7 @@ def pretrain(
     try:
         str(out).encode()
     except UnicodeEncodeError as error:
-        raise InputError(f"out: {str(out)!r} is not UTF-8, as the files' formats have names") from error
+        raise InputError(f"out: {str(out)!r} is not UTF-8, as file formats require of names") from error
     options = {name: value for name, value in locals().items() if name not in ("out", "resume")}
     options |= {name: str(value) for name, value in options.items() if isinstance(value, Path)}
     _check(options | {"out": out})
@@ -223,7 +223,7 @@ def _check(options: dict[str, Any]) -> None:
     if options["vocab_size"] and given:
         raise InputError(f"vocab_size: a vocabulary is given, {given!r}, so none is trained")
     if options["cased"] and given and not Path(given).is_file():
-        raise InputError(f"cased: {given!r} says itself whether it tells upper from lower case")
+        raise InputError(f"cased: {given!r} itself says whether it is case-sensitive")
 
 
 def _settings(size: str | None, tokenizer: Tokenizer) -> dict[str, int | None]:

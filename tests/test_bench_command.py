@@ -228,7 +228,7 @@ def test_what_is_refused_leaves_nothing_behind(
 def test_a_model_without_room_for_words_says_so(bench: Bench, make_bundle: Callable[..., Path]):
     code, out, err = bench(make_bundle(layers=1, positions=4), *ONE)
     assert (code, out) == (2, "")
-    assert re.search(r"pairs are made up of \d+ tokens or more, and its limit is 4", err)
+    assert re.search(r"made-up pairs have \d+ tokens or more, and its limit is 4", err)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")

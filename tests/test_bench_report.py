@@ -353,9 +353,9 @@ def test_a_package_that_has_come_or_gone_is_a_change(record: dict[str, Any]):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda r: r["model"]["files"].update({"model.onnx": "0"}), "another model: nsp-minilm"),
-        (lambda r: r["model"]["files"].update({"tokenizer.json": "0"}), "another model"),
-        (lambda r: r["workload"].update(sha256="0"), "other pairs: 16 of the vocabulary's words"),
+        (lambda r: r["model"]["files"].update({"model.onnx": "0"}), "the models differ: nsp-minilm"),
+        (lambda r: r["model"]["files"].update({"tokenizer.json": "0"}), "the models differ"),
+        (lambda r: r["workload"].update(sha256="0"), "the pairs differ: 16 of the vocabulary's words"),
         (lambda r: r["settings"].update(seed=1), "seed differ: 1, now 0"),
         (lambda r: r["settings"].update(p99=0.1), "p99 differ: 0.1, now 0.13"),
         (

@@ -106,7 +106,7 @@ def test_words_that_are_other_tokens_together_are_refused(tmp_path: Path):
     tokenizer.save(str(tmp_path / "whole.json"))
     encoder = PairEncoder(tmp_path / "whole.json", 64)
     assert whole_words(tmp_path / "whole.json") == ["a", "b", "cat", "dog"]
-    with pytest.raises(SegueError, match="other tokens of words together"):
+    with pytest.raises(SegueError, match="splits words differently beside others"):
         synthetic_pairs(["cat", "dog"], [9, 10], encoder, seed=(0,))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.save(str(tmp_path / "split.json"))

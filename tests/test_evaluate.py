@@ -488,7 +488,7 @@ def test_refused_options(corpus, bundle, options, reason):
 def test_refused_places(corpus, bundle, make_checkpoint, tmp_path):
     (tmp_path / "file").touch()
     for out, reason in (
-        (tmp_path / "file", "is taken"),
+        (tmp_path / "file", "is not a folder"),
         (bundle, "is a model's folder"),
         (make_checkpoint(**SMALL), "is a model's folder"),
         (corpus.parent / "out", "inside the corpus"),

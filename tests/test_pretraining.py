@@ -388,7 +388,7 @@ def test_both_losses_are_hugging_faces_own(learnt):
         ({"vocab_size": 10}, "size: expected .* for the letters alone"),
         ({"vocab": "vocab.txt"}, "vocab_size: a vocabulary is given"),
         ({"vocab": "nowhere", "vocab_size": None}, "vocabulary: 'nowhere'"),
-        ({"vocab": ".", "vocab_size": None, "cased": True}, "cased: '.' says itself"),
+        ({"vocab": ".", "vocab_size": None, "cased": True}, "cased: '.' itself says"),
         ({"vocab": ""}, "vocab: expected a path, got ''"),
         ({"init": "", "size": None}, "init: expected a path, got ''"),
         ({"resume": True}, "resume: nothing to resume in .*out"),

@@ -139,7 +139,7 @@ def _workload(
     encoder = engine._encoder
     if given is None and encoder.max_tokens < SHORTEST:
         raise InputError(
-            f"model: pairs are made up of {SHORTEST} tokens or more, and its limit is {encoder.max_tokens}"
+            f"model: made-up pairs have {SHORTEST} tokens or more, and its limit is {encoder.max_tokens}"
         )
     if given is not None:
         first = f"the first of {path}" if len(given) == options.count else str(path)

@@ -58,10 +58,10 @@ def refuse_another(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
     """
     if old["model"]["files"] != new["model"]["files"]:
         raise InputError(
-            f"compare: another model: {_model(old)}, now {_model(new)}; only speeds of one can be compared"
+            f"compare: the models differ: {_model(old)}, now {_model(new)}; their speeds cannot be compared"
         )
     if old["workload"]["sha256"] != new["workload"]["sha256"]:
-        raise InputError(f"compare: other pairs: {_pairs(old)}, now {_pairs(new)}")
+        raise InputError(f"compare: the pairs differ: {_pairs(old)}, now {_pairs(new)}")
     for name, value in new["settings"].items():
         if (before := old["settings"].get(name)) != value:
             raise InputError(f"compare: {name} differ: {_shown(before)}, now {_shown(value)}")

@@ -132,7 +132,7 @@ def synthetic_pairs(
     pairs = list(made)
     if not np.array_equal(encoder.encode(pairs).lengths, lengths):
         raise SegueError(
-            "this tokenizer makes other tokens of words together than of each: no length is sure"
+            "this tokenizer splits words differently beside others, so made-up pairs have no known length"
         )
     return pairs
 
