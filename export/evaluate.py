@@ -1,7 +1,7 @@
-"""`segue evaluate`: how well a model tells what follows, on text it has not seen, kind by kind of negatives.
+"""`segue evaluate`: how well a model tells what follows, on unseen text, by kind of negative.
 
-The face of evaluation: options, checks, the order of the work. What is measured stands in `evaluation`, what
-PyTorch says of a checkpoint in `checkpoint_scores`, how it reads on a terminal in `evaluation_report`.
+The entry point of evaluation: options, checks and the order of the work. `evaluation` does the measuring,
+`checkpoint_scores` scores a checkpoint in PyTorch, and `evaluation_report` formats the result for a terminal.
 """
 
 from __future__ import annotations
@@ -84,25 +84,26 @@ def evaluate(
     out: str | Path | None = None,
     progress: bool = False,
 ) -> dict[str, Any]:
-    """Measure a model of next sentences on the documents of `corpus`; return the metrics, ready for JSON.
+    """Measure a next sentence model on the documents of `corpus`; return the metrics, ready for JSON.
 
     Args:
-        corpus: a folder or a file, as `segue pretrain` takes it, of text that was held out. Held in memory.
+        corpus: a folder or file of held-out text, as for `segue pretrain`. Held in memory.
         model, device, executor, precision, threads, max_batch_tokens, batch_invariant: as in `Engine.load`.
-        pairs: of each of the `KINDS` of negatives, half of them IsNext; and of BERT's own packing, whose
-            labels fall as they do. A kind that the documents cannot give is in "left_out", with the reason.
-        sides: sentences a side, at most.
+        pairs: how many per kind of negative in `KINDS`, half of them IsNext; and as many in BERT's own
+            packing, with labels as they fall. Kinds that the documents cannot give are in "left_out", with
+            the reason.
+        sides: the most sentences per side.
         max_tokens: of a packed pair. Drawn pairs are scored whole, up to the model's limit.
         reference: score a second time, a checkpoint by transformers in PyTorch from the same token ids, a
             bundle by ONNX Runtime in float32 on the CPU, and count what differs.
         out: a folder for `metrics.json` and, with matplotlib, `reliability.png`.
 
-    "masked_words" is None where the model has no head for them, as a bundle never has; a checkpoint's is
-    judged on the packed pairs, 15 % of their tokens masked. Its accuracy and loss are None where no token
-    could be masked: where all are [UNK].
+    "masked_words" is None if the model has no head for them, which a bundle never has; a checkpoint's is
+    measured on the packed pairs, with 15 % of their tokens masked. Its accuracy and loss are None if no token
+    could be masked because all are [UNK].
 
-    Raises `InputError` or `BundleError` before any scoring where an option, the corpus or the model is
-    unusable, and `ExecutorUnavailable` where a checkpoint needs transformers and it is missing.
+    Raises `InputError` or `BundleError` before any scoring if an option, the corpus or the model is unusable,
+    and `ExecutorUnavailable` if a checkpoint needs transformers and it is missing.
     """
     began = time.monotonic()
     options = {name: value for name, value in locals().items() if name in _OPTIONS}

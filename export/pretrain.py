@@ -1,7 +1,7 @@
-"""`segue pretrain`: raw text to a BERT trained on both of its tasks, masked words and next sentence.
+"""`segue pretrain`: from raw text to a BERT trained on both of its tasks, masked words and next sentence.
 
-The face of pre-training: options, checks, what is written. The loop is in `pretraining`, which needs
-transformers; this module needs none, so that the command line can describe the command without it.
+The entry point of pre-training: options, checks and output. The loop is in `pretraining`, which needs
+transformers; this module does not, so that the command line can describe the command without it.
 """
 
 from __future__ import annotations
@@ -106,13 +106,13 @@ def pretrain(
     """Train; write the checkpoint, `metrics.json` and, with matplotlib, `curve.png` to `out`; return the
     metrics.
 
-    The options are the command's. The evaluation in the metrics is on instances that were not trained on, but
-    of the same documents. `resume` goes on from the last checkpoint in `out`, to the same result.
+    The options are the command's. The metrics are evaluated on instances that were not trained on, but from
+    the same documents. `resume` continues from the last checkpoint in `out`, to the same result.
 
-    Raises `InputError` or `BundleError` before any training where an option, the corpus, the vocabulary or
-    the checkpoint is unusable, `out` taken or nothing there to resume, and `ExecutorUnavailable` where
-    transformers is missing; `SegueError` where the training diverged, `OSError` where the disk is full or a
-    file cannot be read.
+    Raises `InputError` or `BundleError` before any training if an option, the corpus, the vocabulary or the
+    checkpoint is unusable, if `out` is taken or if nothing there can be resumed, and `ExecutorUnavailable` if
+    transformers is missing; `SegueError` if training diverged; `OSError` if the disk is full or a file cannot
+    be read.
     """
     try:
         str(out).encode()
