@@ -144,7 +144,8 @@ def test_import_costs_little_more_than_what_it_stands_on():
     seconds: dict[str, list[float]] = {packages: [], "from segue import Engine": [], whole: []}
     for _ in range(9):  # fresh interpreters, in turn; the best of each counts
         for statement, taken in seconds.items():
-            code = f"import time; t = time.perf_counter()\n{statement}\nprint(time.perf_counter() - t)"
+            # the thread's own, in which other processes do not count
+            code = f"import time; t = time.thread_time()\n{statement}\nprint(time.thread_time() - t)"
             taken.append(float(_python(code)))
     best = {statement: min(taken) for statement, taken in seconds.items()}
     assert best["from segue import Engine"] <= 1.3 * best[packages], best
