@@ -854,6 +854,30 @@ def test_a_grace_that_is_too_short_ends_it_all_the_same(make_bundle: Callable[..
     assert err == "segue: Cancel 1 running task(s), timeout graceful shutdown exceeded\n"
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGALRM"), reason="no alarms here")
+def test_a_model_that_hangs_is_left(bundle: Path) -> None:
+    code = f"""
+import sys, time
+from segue.cli import main
+from segue.engine import Engine
+from segue.serving import command
+command._MARGIN = 1
+Engine.warmup = lambda self, progress=False: setattr(self, "_logits", lambda *_: time.sleep(1000))
+sys.exit(main(["serve", "--model", {str(bundle)!r}, "--port", "0", "--grace", "1", "--device", "cpu"]))
+"""
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, cwd="/")
+    assert process.stderr is not None
+    client = Client(int(process.stderr.readline().rpartition(":")[2]))
+    thread, replies = in_background(client, "/score", {"queries": "a", "documents": "b"})
+    until(lambda: "segue_turns_total 1.0" in client("/metrics")[2])
+    process.terminate()
+    _, err = process.communicate(timeout=SECONDS)
+    thread.join(SECONDS)
+    assert process.returncode == 1
+    assert err.splitlines()[-1] == "segue: the model does not end what it computes; left it"
+    assert replies[0][0] == 503
+
+
 def test_a_second_signal_ends_it_without_an_answer(make_bundle: Callable[..., Path]) -> None:
     slow = make_bundle(layers=4, hidden_size=256)
     process, client = start(slow, "--threads", "1", "--device", "cpu")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import sys
@@ -21,6 +22,8 @@ from segue.terminal import printable
 __all__ = ["add_arguments", "run"]
 
 _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+_ALARM = getattr(signal, "SIGALRM", None)  # Windows has none
+_MARGIN = 5  # seconds beyond the grace in which the turn that is computed may end
 _KEEP_ALIVE = 75  # seconds; proxies reuse a connection for up to 60, and one just closed loses a request
 
 _EPILOG = """\
@@ -36,7 +39,8 @@ paths:
 Requests that arrive while the model computes are batched together next; scores do not depend on
 that any more than on a batch. There is no encryption and no password: use a proxy, or stay on this
 machine, as by default. While it serves, SIGTERM, SIGHUP or Ctrl-C lets it answer pending requests
-for at most --grace seconds, then exit with 0; a second signal ends it without answering them.
+for at most --grace seconds, then exit with 0; a second signal ends it without answering them. Where
+the model hangs, it exits with 1 some seconds later.
 
 exit codes: 0 stopped by a signal, 1 failure, 2 bad usage or input"""
 
@@ -87,6 +91,8 @@ def run(arguments: Namespace) -> None:
         wanted = [number for number in _SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
         # uvicorn sets the same handlers, but only once it runs, and none for SIGHUP
         before = {number: signal.signal(number, server.handle_exit) for number in wanted}
+        if _ALARM:
+            before[_ALARM] = signal.signal(_ALARM, _leave)
         try:
             listening.listen()
             server.run([listening])
@@ -94,6 +100,8 @@ def run(arguments: Namespace) -> None:
             for number, handler in before.items():
                 signal.signal(number, handler)
             app.state.service.close()
+            if _ALARM:
+                signal.alarm(0)
 
 
 class _Server(uvicorn.Server):
@@ -128,7 +136,15 @@ class _Server(uvicorn.Server):
         if self.should_exit:
             for task in set(self.server_state.tasks):
                 task.get_loop().call_soon_threadsafe(task.cancel)
+        elif _ALARM:
+            signal.alarm(int(self.config.timeout_graceful_shutdown or 0) + _MARGIN)
         self.should_exit = True
+
+
+def _leave(sig: int, frame: FrameType | None) -> None:
+    """End the process although the model still computes, as where a device hangs."""
+    print("segue: the model does not end what it computes; left it", file=sys.stderr, flush=True)
+    os._exit(1)
 
 
 def _bound(host: str, port: int) -> socket.socket:
