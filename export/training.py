@@ -1,6 +1,6 @@
 """The loop of `fine_tuning`: model, schedule and journal around the transformers Trainer.
 
-What is trained on comes from `training_data`.
+Its data come from `training_data`.
 """
 
 from __future__ import annotations
@@ -49,15 +49,15 @@ def train(
     saves: int,
     watch: Callable[..., dict[str, float]] | None,
 ) -> dict[str, Any]:
-    """Train the model in place for that many steps or seconds; how it went is returned."""
+    """Train the model in place for that many steps or seconds; return how it went."""
     if threads:
         torch.set_num_threads(threads)
     model.bert.embeddings.word_embeddings.weight.requires_grad = train_words
     _narrow(model.bert.encoder.layer[-1])
     for name, module in model.named_modules():
-        if isinstance(module, torch.nn.Dropout):  # none of attention's weights, whose fast kernels know none
+        if isinstance(module, torch.nn.Dropout):  # none on attention weights: their fast kernels lack it
             module.p = 0.0 if name.endswith("attention.self.dropout") else dropout
-    cosine = torch.nn.Linear(model.config.hidden_size, 1)  # goes with the run
+    cosine = torch.nn.Linear(model.config.hidden_size, 1)  # never saved
     groups = [*_groups(model), {"params": cosine.parameters(), "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=learning_rate)
     progress = _by_clock(seconds) if seconds else lambda step: step / steps
@@ -112,14 +112,14 @@ def load(init: Path, *, max_tokens: int) -> tuple[BertForPreTraining, Tokenizer]
         raise InputError(f"init: expected a BERT checkpoint, {str(init)!r} is {kind!r}")
     config = BertConfig.from_pretrained(init)
     tokenizer = read_tokenizer(init, config.vocab_size)
-    if tokenizer.get_vocab_size() + 128 <= config.vocab_size:  # tables padded for speed have less to spare
+    if tokenizer.get_vocab_size() + 128 <= config.vocab_size:  # padding for speed leaves fewer spare rows
         raise InputError(
             f"init: the tokenizer has {tokenizer.get_vocab_size()} tokens, the model {config.vocab_size}"
         )
     if not 8 <= max_tokens <= config.max_position_embeddings:
         raise InputError(f"max_tokens: expected 8 to {config.max_position_embeddings}, got {max_tokens}")
     model = pretraining.load(init)
-    for parameter in model.parameters():  # else a view of the file, and gone if that is written meanwhile
+    for parameter in model.parameters():  # else a view of the file, lost if that is overwritten meanwhile
         parameter.data = parameter.data.clone()
     return model.to(device()), tokenizer
 
@@ -131,8 +131,8 @@ def save(model: BertForPreTraining, tokenizer: Tokenizer, out: Path) -> None:
 
 
 def _narrow(layer: torch.nn.Module) -> None:
-    """Let the last layer compute the row of [CLS] alone where no masked word is asked for: nothing else is
-    read then, and it is a seventh of the work of a six-layer model. Exact, and not saved with the model."""
+    """Let the last layer compute only the [CLS] row where no masked word is asked for: nothing else is read
+    then, and it spares a seventh of a six-layer model's work. Exact, and not saved with the model."""
     whole = layer.forward
 
     def forward(hidden: torch.Tensor, attention_mask: torch.Tensor | None = None, *args: Any, **options: Any):
@@ -152,12 +152,12 @@ def _narrow(layer: torch.nn.Module) -> None:
 
 
 class _Trainer(LossTrainer):
-    """Tells the last layer what is asked of a batch, and adds the loss of its cosines where it has any."""
+    """Tells the last layer what a batch needs, and adds the loss of its cosines, if it has any."""
 
     cosine: torch.nn.Linear
     cosine_weight: float
     tokens: torch.Tensor | int = 0  # read so far
-    errors: torch.Tensor | int = 0  # of the cosines: their losses' sum and number, since the last log
+    errors: torch.Tensor | int = 0  # the cosines' summed losses and their number since the last log
 
     def compute_loss(self, model, inputs, *args, **options):
         self.tokens += inputs["attention_mask"].sum()
