@@ -1,4 +1,4 @@
-"""What `segue evaluate` judges a model of next sentences by: sets of pairs, and how well they were told.
+"""What `segue evaluate` judges a next sentence model by: sets of pairs, and measures of its scores.
 
 Draws pairs and counts; knows no model. Needs no PyTorch.
 """
@@ -36,22 +36,22 @@ _DRAWN_AS = {"same document, not adjacent": "not adjacent"}  # where `Pair.kind`
 def drawn_set(
     documents: Sequence[Document], kind: str, *, pairs: int, sides: int, seed: int = 0
 ) -> PairSet | str:
-    """A set of `pairs` pairs, half of them IsNext (the odd one too), the others of one of the `KINDS`, with
-    1 to `sides` sentences a side; or, in words, why the documents give none. Drawn with replacement, so a
-    small corpus gives a pair twice.
+    """A set of `pairs` pairs, half IsNext (the odd one too), the rest negatives of one of the `KINDS`, with 1
+    to `sides` sentences a side; or, in words, why the documents give none. Drawn with replacement, so a small
+    corpus gives a pair twice.
 
-    Each number of sentences is drawn as often, but a side ends where its document does: of `sides=3`, 29 % of
-    the sides have three in documents of 16 sentences, 31 % in those of 40. Negatives that are not adjacent
-    come from documents so long that every place in them has one, and so do the positives beside them.
+    Each number of sentences is equally likely, but a side ends with its document: with `sides=3`, 29 % of the
+    sides have three in documents of 16 sentences, 31 % in those of 40. Negatives that are not adjacent come
+    from documents so long that every place in them has one, and so do the positives beside them.
 
-    Neither side alone tells the label where sides B come from other documents. Where they come from the same
-    one, the place of a side tells something, the less the longer the document. A side B that is not adjacent
-    lies further from the middle, and is cut short more often, than one that follows: the area under the curve
-    of that distance alone is .63 in documents of 16 sentences and .51 in those of 40, of B's length .53 and
-    .50. Of swapped sides A is the later one: of A's place alone it is .62 and .55, and in documents of two
-    sentences, where A is the second, 1.
+    Neither side alone tells the label where side B comes from another document. Where it comes from the same
+    one, a side's place tells something, the less the longer the document. A side B that is not adjacent lies
+    further from the middle than one that follows, and is cut short more often: the area under the curve of
+    that distance alone is .63 in documents of 16 sentences and .51 in those of 40; of B's length .53 and .50.
+    Of swapped sides A is the later one: for A's place alone it is .62 and .55, and 1 in documents of two
+    sentences, where A is the second.
     """
-    least = 3 * sides + 7 if kind in _DRAWN_AS else 2  # one sentence fewer, and its middle place has none
+    least = 3 * sides + 7 if kind in _DRAWN_AS else 2  # with one fewer, the middle place has none
     fitting = tuple(document for document in documents if len(document.sentences) >= least)
     if len(fitting) < 2:
         return f"it takes two documents of {least} sentences or more, and there are {len(fitting)}"
@@ -71,8 +71,8 @@ def packed_set(
 ) -> PairSet:
     """The first `pairs` instances of BERT's own packing to `max_tokens` tokens, as text, or all there are.
 
-    A word that the packing cut is scored as it stands: of "play ##ing", cut at its front, the text is "ing",
-    which the vocabulary may spell otherwise. All other tokens come back as they were.
+    A word that the packing cut is scored as it stands: "play ##ing", cut at its front, gives the text "ing",
+    which may be tokenised differently. All other tokens come back as they were.
     """
     plain = Tokenizer.from_str(tokenizer.to_str())
     if plain.decoder is None or isinstance(plain.decoder, decoders.WordPiece):
@@ -94,8 +94,8 @@ def packed_set(
 def measured(
     probabilities: NDArray[np.floating], truth: NDArray[np.bool_], truncated: NDArray[np.bool_]
 ) -> dict[str, Any]:
-    """How well the P(IsNext) of N pairs fits the truth, True where IsNext, and how many were truncated, all
-    [N]. auc is None where one of the two is missing; `bins` are those of calibration_error, empty ones not.
+    """How well the P(IsNext) of N pairs fits the truth (True: IsNext), and how many were truncated; all [N].
+    auc is None if either label is missing; `bins` are calibration_error's, without empty ones.
     """
     if not len(truth):
         raise InputError("pairs: none to measure on")
@@ -117,8 +117,8 @@ def measured(
 
 
 def distance(found: NDArray[np.floating], expected: NDArray[np.floating]) -> dict[str, Any]:
-    """In how many of N pairs the decision differs (the side of one half), and the largest difference of
-    their probabilities [N]."""
+    """In how many of N pairs the decision differs (above 0.5 or not), and the largest difference of their
+    probabilities [N]."""
     return {
         "pairs": len(found),
         "decisions_differ": int(((found > 0.5) != (expected > 0.5)).sum()),

@@ -50,7 +50,7 @@ _SCOPES = "pkg.torch.onnx.name_scopes"  # the exporter's note of the modules tha
 def packed_graph(model: Bert, *, flat: bool = False) -> ir.Model:
     """Return the graph: three ids [T] and cu_seqlens [B + 1] → logits, probabilities [B, C].
 
-    With `flat` the functions are inlined, so that standard operators alone are left.
+    With `flat` the functions are inlined, so that only standard operators are left.
     """
     graph = trace(model, OPSET)
     add_functions(graph, [*function_protos(), *function_protos_int8()])
@@ -62,9 +62,9 @@ def packed_graph(model: Bert, *, flat: bool = False) -> ir.Model:
 def trace(model: Bert, opset: int) -> ir.Model:
     """Return the graph of `model` without the bodies of its ops and without the exporter's notes.
 
-    Not for two threads at once, and no module must run in another meanwhile: PyTorch's exporter changes them.
-    Weights keep their state-dict names; a node, and the value it gives, is called after the module that made
-    it and its operator, as in layers/0/PackedAttention.
+    Not for two threads at once, nor while another runs a module: PyTorch's exporter changes modules. Weights
+    keep their state-dict names; a node, and its value, is named after the module that made it and its
+    operator, as in layers/0/PackedAttention.
     """
     pairs, tokens = torch.export.Dim("B"), torch.export.Dim("T")
     examples = [torch.zeros(5, dtype=torch.int64) for _ in range(3)]  # one tensor thrice would be one input
@@ -77,7 +77,7 @@ def trace(model: Bert, opset: int) -> ir.Model:
             output_names=["logits", "probabilities"],
             dynamic_shapes=(*({0: tokens} for _ in examples), {0: pairs + 1}),
             opset_version=opset,
-            optimize=False,  # the optimiser merges equal weights; as traced there is a node an op already
+            optimize=False,  # the optimiser merges equal weights; the trace already has one node per op
             verbose=False,
         )
     graph = program.model
@@ -89,7 +89,7 @@ def trace(model: Bert, opset: int) -> ir.Model:
 
 
 def add_functions(graph: ir.Model, protos: Iterable[onnx.FunctionProto]) -> None:
-    """Add the bodies that the graph uses; of two with the same name the later counts."""
+    """Add the bodies that the graph uses; of two with the same name the later wins."""
     for proto in protos:
         function = ir.serde.deserialize_function(proto)
         graph.functions[function.identifier()] = function
@@ -97,7 +97,7 @@ def add_functions(graph: ir.Model, protos: Iterable[onnx.FunctionProto]) -> None
 
 
 def inline(graph: ir.Model) -> None:
-    """Replace each op by its body, compute once what bodies share, and name what a body brings by its op."""
+    """Replace each op by its body, compute once what bodies share, and name a body's nodes after its op."""
     nodes = list(graph.graph)
     ops = {node.outputs[0].name: node.name for node in nodes if node.domain == DOMAIN}
     named = {node.name for node in nodes}
@@ -122,7 +122,7 @@ def inline(graph: ir.Model) -> None:
 
 
 def _make_tensors(graph: ir.Graph) -> None:
-    """Write constants as tensors: of those that are Python's numbers, some tools make another type."""
+    """Write constants as tensors: some tools give plain numbers another type."""
     types = {"value_float": np.float32, "value_int": np.int64, "value_ints": np.int64}
     for node in graph:
         for name in node.attributes.keys() & types.keys():
@@ -131,7 +131,7 @@ def _make_tensors(graph: ir.Graph) -> None:
 
 
 def store_float16(graph: ir.Model) -> None:
-    """Store every float32 weight as float16, rounded to nearest, with a Cast back to float32 at its start.
+    """Store every float32 weight as float16, rounded to nearest, and Cast it back at the graph's start.
 
     Raises:
         BundleError: a weight lies beyond float16's largest number.
@@ -158,7 +158,7 @@ def save_graph(graph: ir.Model, path: Path) -> None:
     """Write the graph to `path`, weights above EXTERNAL_DATA_BYTES beside it in model.onnx.data; check it."""
     weights = sum(weight.const_value.nbytes for weight in graph.graph.initializers.values())
     for weight in graph.graph.initializers.values():
-        # The tensor has them: said twice, they would differ once a tool changes the weight.
+        # The tensor has both: kept twice, they would differ once a tool changes the weight.
         weight.shape = weight.type = None
     ir.save(graph, path, external_data=WEIGHTS if weights > EXTERNAL_DATA_BYTES else None)
     onnx.checker.check_model(str(path), full_check=True)

@@ -25,13 +25,13 @@ _CLAUSE = re.compile(r"(?<=[,;:—])\s*")
 
 
 def draw_pairs(sources: Sequence[Source], recipe: Recipe, *, seed: int = 0) -> Iterator[Pair]:
-    """An endless stream of pairs. Sources are chosen by their shares, then a place between two neighbouring
-    sentences, every place alike: side A ends there. Side B starts there (IsNext) or at another place.
+    """An endless stream of pairs. A source is chosen by share, then a place between two neighbouring
+    sentences, all equally likely. Side A ends there; side B starts there (IsNext) or at another place.
 
     Both sides of negatives from other documents come from the same distribution as those of positives, so
-    that neither side alone gives the label away. For those from the same document this holds nearly, where
-    that has some 40 sentences or more; in shorter ones the place and the length of a side tell something of
-    the label (`evaluation.drawn_set` says how much). Raises `InputError` where no negative can be drawn.
+    that neither side alone gives the label away. For those from the same document this nearly holds, if it
+    has some 40 sentences or more; in shorter ones a side's place and length tell something of the label
+    (`evaluation.drawn_set` says how much). Raises `InputError` where no negative can be drawn.
     """
     if not sources:
         raise InputError("sources: expected at least one")
@@ -102,7 +102,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Source:
-    """Documents of one sort, negatives being drawn among them, and their share of the pairs."""
+    """Documents of one sort, among which negatives are drawn, and their share of the pairs."""
 
     name: str
     documents: tuple[Document, ...]
@@ -127,7 +127,7 @@ class Recipe:
 
 
 class _Places:
-    """The places between neighbouring sentences of a source's documents, counted through, first to last."""
+    """The places between neighbouring sentences of a source's documents, numbered from first to last."""
 
     def __init__(self, source: Source) -> None:
         self.documents = [document for document in source.documents if len(document.sentences) > 1]

@@ -136,7 +136,7 @@ def quantized_embed(
     bias: Tensor,
     eps: float,
 ) -> Tensor:
-    """As `embed`, of a word table [rows, E] in int8 with a scale a row."""
+    """As `embed`, with an int8 word table [rows, E], one scale per row."""
     ids, norm = (input_ids, token_type_ids, position_ids), (weight, bias)
     inputs = (*ids, word, word_scale, token_type, position, *norm)
     if not torch.onnx.is_in_onnx_export():

@@ -28,8 +28,8 @@ from segue.export.verify import measure, sample
 __all__ = ["export_checkpoint"]
 
 _PACKAGES = (torch, onnx, onnxscript, onnxruntime)
-# While PyTorch's exporter traces, the modules of every thread do something else: a second trace fails, and so
-# does the run that a graph is verified against.
+# While PyTorch's exporter traces, it changes modules for every thread: a second trace fails, and so does the
+# run that a graph is verified against.
 _ALONE = threading.Lock()
 
 
@@ -114,11 +114,11 @@ def _resolved(out: Path) -> Path:
 
 def _check_free(out: Path) -> None:
     try:
-        os.fsencode(out).decode()  # whatever Python takes the system's names for
+        os.fsencode(out).decode()  # whatever encoding Python uses for names
     except UnicodeDecodeError as error:
         raise BundleError(f"{out}: the name is not UTF-8, and the libraries write no such file") from error
     with suppress(FileNotFoundError):
-        out.lstat()  # says what may be wrong with the name, as `exists` does not in Python 3.14
+        out.lstat()  # raises if the name is bad, as `exists` does not in Python 3.14
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise BundleError(f"{out}: already there, and not an empty folder")
     if not out.parent.is_dir():
@@ -127,7 +127,7 @@ def _check_free(out: Path) -> None:
 
 @contextmanager
 def _workshop(out: Path) -> Iterator[Path]:
-    """Give a folder beside `out` that becomes `out` when all went well, and vanishes when not."""
+    """Yield a folder beside `out` that becomes `out` on success and is removed on failure."""
     folder = out.parent / f".segue-{uuid.uuid4().hex[:12]}"
     try:
         _check_free(out)
@@ -138,7 +138,7 @@ def _workshop(out: Path) -> Iterator[Path]:
         yield folder
         try:
             if out.exists():
-                out.rmdir()  # it is empty, but Windows renames over nothing
+                out.rmdir()  # empty, but Windows renames over no folder
             folder.rename(out)
         except OSError as error:
             taken = error.errno in (errno.ENOTEMPTY, errno.EEXIST)

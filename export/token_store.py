@@ -95,7 +95,7 @@ def _plain(tokenizer: Tokenizer) -> Tokenizer:
 
 
 def _digest(plain: Tokenizer) -> str:
-    """What tells apart tokenizers that tokenise differently."""
+    """A hash of what decides how text is tokenised."""
     parts = json.loads(plain.to_str())
     telling = [parts[name] for name in ("added_tokens", "normalizer", "pre_tokenizer", "model")]
     return sha256(json.dumps(telling, sort_keys=True).encode()).hexdigest()

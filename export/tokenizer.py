@@ -1,11 +1,11 @@
-"""The tokenizer of a checkpoint as a `tokenizers.Tokenizer` that does nothing of its own accord.
+"""A checkpoint's tokenizer as a `tokenizers.Tokenizer` that neither truncates nor pads by itself
 
-From tokenizer.json, its truncation and padding taken out; or from vocab.txt. For BERT's own tokenizer classes
-the settings of tokenizer_config.json (lower-casing, accents, Chinese characters) and their defaults win over
-what tokenizer.json says, as they do in transformers 4 and 5; where those two would differ from each other,
-the checkpoint is refused. A class of no model in particular is what its tokenizer.json says; those of other
-models are refused. Tokens that the settings add are added. The rest of tokenizer_config.json that fast
-tokenizers ignore (`never_split`, `do_basic_tokenize`) is ignored.
+From tokenizer.json, without its truncation and padding; or from vocab.txt. For BERT's own tokenizer classes
+the settings of tokenizer_config.json (lower-casing, accents, Chinese characters) and their defaults override
+tokenizer.json, as they do in transformers 4 and 5; where those two would differ from each other, the
+checkpoint is refused. A class of no particular model follows its tokenizer.json; other models' classes are
+refused. Tokens that the settings add are added. What fast tokenizers ignore in tokenizer_config.json
+(`never_split`, `do_basic_tokenize`) is ignored.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def bert_tokenizer(
 def max_tokens(folder: Path, positions: int) -> int:
     """Return the longest pair in tokens: the position table's rows, or the tokenizer's limit if smaller."""
     settings = _settings(folder)
-    limit = settings.get("model_max_length", settings.get("max_len"))  # as it was called once
+    limit = settings.get("model_max_length", settings.get("max_len"))  # its old name
     sane = type(limit) in (int, float) and 3 <= limit < _SANE
     return min(positions, int(limit)) if sane else positions
 
@@ -97,7 +97,7 @@ def check_parts(stored: dict[str, Any], path: Path) -> None:
 
 
 def _check_settings(settings: dict[str, Any], folder: Path) -> None:
-    """Refuse settings under which a text or a pair would be read in another way than segue reads it."""
+    """Refuse settings under which a text or a pair would be read differently than segue reads it."""
     path = folder / "tokenizer_config.json"
     named, inputs = settings.get("tokenizer_class"), settings.get("model_input_names")
     if named not in (*_BERT_CLASSES, *_ANY_CLASSES):
@@ -134,7 +134,7 @@ def _from_json(path: Path, settings: dict[str, Any]) -> Tokenizer:
 
 
 def _from_vocabulary(folder: Path, settings: dict[str, Any]) -> Tokenizer:
-    """Build BERT's tokenizer from vocab.txt: a token a line, its number the id."""
+    """Build BERT's tokenizer from vocab.txt: line i (from 0) holds token i."""
     if (found := settings.get("tokenizer_class")) not in _BERT_CLASSES:
         raise BundleError(f"{folder}: tokenizer_class: {found!r} needs a tokenizer.json")
     try:

@@ -36,8 +36,8 @@ __all__ = [
 
 PROBABILITY_LIMIT = 1e-5
 LOGIT_LIMIT = 1e-4  # of the pair's largest logit, or of 1 where that is smaller
-# With weights of 8 bits. A value that float32's last bit rounds to another step changes as much as rounding
-# itself does, so that two ways of computing the same differ by as much as either does from no rounding.
+# For 8-bit weights. A value that float32's last bit tips to another step changes as much as rounding changes
+# it, so two ways of computing the same differ as much as either does from the unrounded result.
 INT8_PROBABILITY_LIMIT = 0.1
 INT8_LOGIT_LIMIT = 0.25
 
@@ -56,9 +56,9 @@ def measure(
 ) -> dict[str, Any]:
     """Return the measured distance of the ONNX file at `path` from `model`, as segue.json stores it.
 
-    With precision "float16" the file is held against the module whose weights are rounded so, and `model` is
-    left that way; with "int8", against `quantized`. The distance from the unrounded one comes as rounding_….
-    A regression has no probability: both figures are the relative one of its logit.
+    With precision "float16" the file is compared with `model` after its weights are rounded in place; with
+    "int8", with `quantized`. The distance from the unrounded model is given as rounding_…. A regression has
+    no probability: both figures are relative, of its logit.
 
     Raises:
         BundleError: the distance is beyond the limits; the message has the figures.
@@ -97,8 +97,8 @@ def pair_lengths(longest: int) -> list[int]:
 
 
 def sample(tokenizer: Tokenizer, longest: int) -> list[PackedBatch]:
-    """Return real text, a pair of every length, in three batches: short, long (and a short), longest; two
-    where there is but one length."""
+    """Return real text, a pair of every length, in three batches: short, long (and one short), longest; two
+    if there is only one length."""
     cls, sep, _ = tokenizer.encode("", "").ids
     texts = [tokenizer.encode(sentence, add_special_tokens=False).ids for sentence in SENTENCES]
     if not all(texts):

@@ -53,8 +53,8 @@ def train_vocabulary(corpus: str | Path, *, size: int = MOST_TOKENS, lowercase: 
         counts.update(normalizer.normalize_str(text))
     counted = sorted((-count, letter) for letter, count in counts.items() if not letter.isspace())
     alphabet = sorted(letter for _, letter in counted[:_ALPHABET])
-    # Letters inside words get their ids beforehand. The trainer numbers them in the order of a hash table,
-    # anew in each process, and breaks ties by number: tokenizers 0.23 gives no vocabulary twice otherwise.
+    # Letters inside words get their ids beforehand: the trainer numbers them in hash table order, which
+    # changes in each process, and breaks ties by number, so tokenizers 0.23 would give no vocabulary twice.
     inside = [f"##{letter}" for letter in alphabet if _continues(letter, normalizer)]
     required = len(SPECIAL) + len(alphabet) + len(inside)
     if size < required:
@@ -77,8 +77,8 @@ def train_vocabulary(corpus: str | Path, *, size: int = MOST_TOKENS, lowercase: 
 
 
 def read_vocabulary(path: str | Path, *, lowercase: bool = True) -> Tokenizer:
-    """The tokenizer of a checkpoint folder, which knows itself what to lower-case; or of a vocab.txt (a token
-    a line, its number the id, which an empty line leaves free), to which `lowercase` applies.
+    """The tokenizer of a checkpoint folder, which itself says what to lower-case; or of a vocab.txt (line i,
+    from 0, holds token i or nothing), to which `lowercase` applies.
 
     Raises `BundleError` for a folder without a tokenizer that is BERT's in every part, as what
     `write_vocabulary` writes must be, `InputError` for a file that is no vocabulary or lacks a special token.
@@ -106,7 +106,7 @@ def write_vocabulary(tokenizer: Tokenizer, folder: str | Path, *, max_tokens: in
     (folder / "tokenizer.json").write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
     numbers = tokenizer.get_vocab(with_added_tokens=True)
     words = {i: word for word, i in numbers.items()}
-    lines = (words.get(i, "") for i in range(max(words) + 1))  # empty where no token has the id: lines count
+    lines = (words.get(i, "") for i in range(max(words) + 1))  # empty for an unused id: line numbers are ids
     (folder / "vocab.txt").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     normalizer = json.loads(tokenizer.to_str())["normalizer"] or {}
     settings = {
@@ -122,8 +122,7 @@ def write_vocabulary(tokenizer: Tokenizer, folder: str | Path, *, max_tokens: in
 
 def check_vocabulary(tokenizer: Tokenizer, checkpoint: str | Path) -> None:
     """Raise `InputError` unless the tokenizer gives what the checkpoint folder's model was trained on: an
-    embedding row for each id, few rows more, and, where the folder has a tokenizer, its ids and its way with
-    case and accents."""
+    embedding row for each id, few rows more, and, if it has a tokenizer, the same ids, case and accents."""
     checkpoint = Path(checkpoint)
     try:
         rows = int(json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))["vocab_size"])
@@ -163,11 +162,11 @@ def _check_special(vocabulary: dict[str, int], path: Path) -> None:
 
 
 def _sentences(corpus: str | Path, normalizer: normalizers.Normalizer) -> Iterator[str]:
-    """The sentences, but for words so long that WordPiece makes them [UNK]: nothing of them is of use, and
-    the trainer takes the square of a word's length."""
+    """The sentences, without words so long that WordPiece makes them [UNK]: these are useless, and the
+    trainer is quadratic in a word's length."""
     for document in iter_documents(corpus):
         for sentence in document.sentences:
-            # Normalised, Chinese has spaces round its characters.
+            # Normalising puts spaces round Chinese characters.
             if _LONG.search(sentence) and _LONG.search(text := normalizer.normalize_str(sentence)):
                 words = _words(text, normalizer)
                 sentence = " ".join(word for word in words if len(word) <= _LETTERS)
