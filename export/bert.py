@@ -1,13 +1,12 @@
 """BERT with a pair classifier on top, written over the ops, for packed batches.
 
-What an export traces and what it is verified against. The last layer computes its keys and values for every
-token and everything else for the [CLS] rows alone, since nothing else of it is read: exact, and 7 % of
-BERT-base's work. There the query's weights are parameters of their own, so that no exported graph has to
-slice a weight.
+What an export traces and is verified against. The last layer computes its keys and values for every token and
+everything else for the [CLS] rows alone, since nothing else of it is read: exact, and spares 7 % of
+BERT-base's work. There the query has its own parameters, so that no exported graph has to slice a weight.
 
     T tokens   B pairs   R rows, T or B   E hidden size   F feed-forward size   C labels
 
-Every node of the exported graph is named after the module whose forward makes it, hence the small ones.
+Every exported node is named after the module whose forward makes it: hence the small modules.
 """
 
 from __future__ import annotations
@@ -89,7 +88,7 @@ class Layer(nn.Module):
         return self.finish(context_TE, hidden_TE)
 
     def finish(self, context_RE: Tensor, residual_RE: Tensor) -> Tensor:
-        """Return what follows the attention, for as many rows as there are: [R, E] → [R, E]."""
+        """Compute what follows the attention, for any number of rows: [R, E] → [R, E]."""
         attended_RE = self.attention_norm(self.attention_output(context_RE), residual_RE)
         return self.output_norm(self.output(self.intermediate(attended_RE)), attended_RE)
 

@@ -1,6 +1,6 @@
-"""What a checkpoint says in PyTorch, under transformers: P(IsNext) of given token ids, and masked words.
+"""What a checkpoint predicts in transformers (PyTorch): P(IsNext) of given token ids, and masked words.
 
-The ids are the engine's own, so that a difference lies in the arithmetic and nowhere else. float32, CPU.
+The ids are the engine's own, so that a difference can only lie in the arithmetic. float32, CPU.
 """
 
 from __future__ import annotations

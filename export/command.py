@@ -49,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
     """
     from segue.export.publish import export_checkpoint
 
-    out = arguments.out.absolute()  # the current folder, if that is it, is another one afterwards
+    out = arguments.out.absolute()  # the current folder, if it is `out`, gets replaced
     manifest = export_checkpoint(
         arguments.checkpoint,
         out,

@@ -16,10 +16,10 @@ _TITLES = "mr mrs ms messrs mme mlle dr st prof rev hon gov sen rep fr jr sr mt"
 _RANKS = "adm brig capt cmdr col gen lt maj sgt"
 _NOTES = "e.g i.e cf viz vs al approx ca eds trans jan feb mar apr jun jul aug sept sep oct nov dec"
 _ABBREVIATIONS = frozenset(f"{_TITLES} {_RANKS} {_NOTES}".split())
-# Words that are abbreviations before a number alone: "No. 5", but "He said no. She left."
+# Words that are abbreviations only before a number: "No. 5", but "He said no. She left."
 _BEFORE_NUMBERS = frozenset(["no", "nos", "vol", "vols", "fig", "figs", "pp", "ch", "sec", "art", "op"])
 _INITIALS = re.compile(r"(?:[A-Za-z]\.)*[A-Za-z]")
-# Typographic quotation marks by number: the letters are easily taken for one another.
+# Typographic quotation marks by code: the characters are easily confused.
 _OPENING = "\"'\u201c\u2018([\u2014-_"
 _CLOSING = "\"'\u201d\u2019)]_"
 _MARKS = ".!?\u2026\u0964\u0965\u061f\u06d4"  # the last four: Hindi's two, Arabic's, Urdu's
@@ -29,11 +29,11 @@ _WIDE_END = re.compile(f"(?:[\u3002\uff01\uff1f\uff61]+[{_WIDE_CLOSING}]*)+")
 
 
 def split_sentences(text: str) -> list[str]:
-    """The sentences of one text, in order, white space made single.
+    """The sentences of one text, in order, white space collapsed.
 
     A sentence ends at a full stop, exclamation or question mark before something that begins like a sentence;
     not after an abbreviation or an initial, and not inside a phrase that goes on in a small letter, so that
-    `"Is he rich?" said she.` stays whole. After a full-width mark one always ends, and at a blank line. Of a
+    `"Is he rich?" said she.` stays whole. One always ends after a full-width mark and at a blank line. In a
     language that marks no sentences, such as Thai, a paragraph is one.
     """
     return [
@@ -63,7 +63,7 @@ def _split_paragraph(words: list[str]) -> list[str]:
 def _ends_sentence(word: str, following: str) -> bool:
     """Whether a sentence ends with the word; `following` is the next letter or digit, if any."""
     marked = word.rstrip(_CLOSING)
-    stem = marked.rstrip(_MARKS) or marked[:1]  # a mark that opens the word is what is marked
+    stem = marked.rstrip(_MARKS) or marked[:1]  # of marks alone, the first is the stem
     mark, closing = marked[len(stem) :], word[len(marked) :]
     if not mark:
         return False

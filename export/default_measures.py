@@ -1,5 +1,5 @@
 """How good the default model is: calibrated on documents to tune on, measured on those held out, beside what
-the encoder's own cosine says without any training. PyTorch alone takes part, no engine."""
+the encoder's own cosine says without any training. Uses PyTorch alone, no engine."""
 
 from __future__ import annotations
 

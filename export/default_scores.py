@@ -30,12 +30,12 @@ def next_probabilities(model: _Model, tokenizer: Tokenizer, pairs: Sequence[Pair
 
 
 def calibrate(model: _Model, tokenizer: Tokenizer, pairs: Sequence[Pair]) -> dict[str, float]:
-    """Divide the classifier by a temperature, 1/8 to 8, and shift it by a bias, those that make these pairs
-    likeliest, and return the two (Platt, 1999; Guo and others, 2017). The order of scores stays as it was."""
+    """Divide the classifier by a temperature, 1/8 to 8, and shift it by a bias, chosen to make these pairs
+    likeliest; return both (Platt, 1999; Guo and others, 2017). The order of scores stays the same."""
     logits = _logits(model, tokenizer, pairs).double()
     odds = logits[:, IS_NEXT] - logits[:, NOT_NEXT]
     truth = torch.tensor([pair.label == IS_NEXT for pair in pairs]).double()
-    # log(temperature) / log(8) is the tanh of the first, so that no data can turn the order round
+    # log(temperature) / log(8) is the tanh of fit[0], so that no data can reverse the order
     fit = torch.zeros(2, dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS([fit], max_iter=100, line_search_fn="strong_wolfe")
 
@@ -57,7 +57,7 @@ def calibrate(model: _Model, tokenizer: Tokenizer, pairs: Sequence[Pair]) -> dic
 
 
 def seed_scores(model: _Model, tokenizer: Tokenizer, seeds: Sequence[Sequence[str]]) -> dict[str, float]:
-    """P(IsNext) of (first, follower) for the followers after each seed's first text, by follower."""
+    """By follower, P(IsNext) of (first, follower): each seed's first text and one after it."""
     pairs = [Pair(first, follower, IS_NEXT, "seed") for first, *rest in seeds for follower in rest]
     scores = next_probabilities(model, tokenizer, pairs)
     return {pair.b: round(float(score), 4) for pair, score in zip(pairs, scores, strict=True)}
@@ -74,7 +74,7 @@ def cosines(encoder: Path, pairs: Sequence[Pair]) -> np.ndarray:
 
 @torch.no_grad()
 def token_sums(encoder: Path, texts: Iterable[str]) -> dict[str, np.ndarray]:
-    """By text, the sum of its token vectors, special tokens among them, in the encoder: float32 [E]."""
+    """By text, the sum of its token vectors, special tokens included, in the encoder: float32 [E]."""
     model = BertModel.from_pretrained(encoder, dtype=torch.float32).eval().to(device())
     tokenizer = read_tokenizer(encoder, model.config.vocab_size)
     ordered, sums = sorted(set(texts), key=len), {}

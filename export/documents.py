@@ -18,18 +18,17 @@ CORPUS_HELP = (
     "lines between documents"
 )
 _ADVICE = "write one document a file, or put blank lines between documents and none inside them"
-_BUFFER = 1 << 16  # bytes read at once; a zero byte among the first ones tells a binary file at once
+_BUFFER = 1 << 16  # bytes per read; a zero byte in the first read reveals a binary file at once
 
 
 def iter_documents(path: str | Path) -> Iterator[Document]:
     """The documents of a folder (each file one document, in the order of their names) or of one file
-    (documents separated by blank lines), lazily. Hidden files and folders are passed over, and so are links
-    to folders.
+    (documents separated by blank lines), lazily. Hidden files and folders are skipped, and so are links to
+    folders.
 
-    Raises `InputError` where it gets to what is missing, binary or not UTF-8, and `OSError` where it cannot
-    be read; and, at the end, `InputError` for text that holds nothing, nothing but documents of a single
-    sentence (nothing follows anything there), or one document only (a sentence from a different one cannot
-    be drawn).
+    Raises `InputError` on reaching a file that is missing, binary or not UTF-8, and `OSError` if one cannot
+    be read; and, at the end, `InputError` if there is no text, if every document is a single sentence
+    (nothing follows anything there), or if there is only one document (no other to draw a sentence from).
     """
     path = Path(path)
     if not path.is_dir() and not path.is_file():
@@ -54,8 +53,8 @@ def iter_documents(path: str | Path) -> Iterator[Document]:
 
 
 def corpus_files(folder: Path) -> list[Path]:
-    """The files of a folder and of those in it, in the order of their names. Hidden ones are passed over, and
-    so are links to folders, which may lead round in circles; links to files are not.
+    """The files of a folder and of those in it, in the order of their names. Hidden ones are skipped, and so
+    are links to folders, which may lead in circles; links to files are not.
 
     Raises `OSError` for a folder that cannot be read.
     """

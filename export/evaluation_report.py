@@ -17,8 +17,8 @@ _REFERENCE = ("differ", "by at most")
 def report(metrics: Mapping[str, Any]) -> str:
     """A table of the sets of pairs, then what there is to say of masked words and of the reference.
 
-    In it, "calibration" is the expected error of that; "differ" and "by at most" are the decisions and the
-    probabilities, against the reference.
+    In it, "calibration" is its expected error; "differ" and "by at most" compare decisions and probabilities
+    with the reference.
     """
     sets, model, reference = metrics["next_sentence"], metrics["model"], metrics["reference"]
     header = _HEADER + (_REFERENCE if reference else ())

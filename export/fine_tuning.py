@@ -1,8 +1,8 @@
 """A BERT checkpoint fine-tuned on next sentence prediction, with pairs of sentences drawn endlessly from
-text, and beside it, if wanted, on masked words.
+text, and, if wanted, on masked words too.
 
-The way the default model is made; `pretrain` packs instances as BERT did. Options, checks, what is written:
-the loop is in `training`, which needs transformers; this module needs none.
+The way the default model is made; `pretrain` packs instances as BERT did. Options, checks and output;
+the loop is in `training`, which needs transformers; this module does not.
 """
 
 from __future__ import annotations

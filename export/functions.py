@@ -1,14 +1,14 @@
 """The ops as ONNX functions of the domain `segue`: bodies of standard operators, for any runtime to run.
 
-What an attention body needs besides its inputs (which rows make up a pair, the longest pair, the mask) it
-derives from cu_seqlens alone, by the same nodes in every layer: a runtime that merges equal expressions
+An attention body derives what it needs besides its inputs (which rows make up a pair, the longest pair, the
+mask) from cu_seqlens alone, by the same nodes in every layer: a runtime that merges equal expressions
 computes them once. Padding to [B, S] happens inside these bodies and nowhere else. The attentions take empty
-pairs, a whole graph does not: its Gather of the [CLS] rows finds none of theirs.
+pairs, a whole graph does not: its Gather finds no [CLS] rows for them.
 
-Two things are as they are because of the versions at hand. GELU is written out, since `Gelu` inside a
-function fails in onnx's ReferenceEvaluator 1.23; ONNX Runtime fuses it back. The mask is expanded over the
-queries, since ONNX Runtime 1.31 takes no [B, 1, 1, S]; opset 24's `nonpad_kv_seqlen` needs none, and was not
-faster by more than the noise.
+Two things are due to the versions at hand. GELU is written out, since `Gelu` inside a function fails in
+onnx's ReferenceEvaluator 1.23; ONNX Runtime fuses it back. The mask is expanded over the queries, since ONNX
+Runtime 1.31 takes no [B, 1, 1, S]; opset 24's `nonpad_kv_seqlen` needs none, and was not faster by more than
+the noise.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ _segue = Opset(DOMAIN, VERSION)
 
 
 def function_protos(opset: int = OPSET) -> list[onnx.FunctionProto]:
-    """Return the body of every op, to stand in a graph of the given opset.
+    """Return the body of every op, for a graph of the given opset.
 
-    Below opset 23 the two attentions are not valid and have to be exchanged; the others are from opset 18 on.
+    Below opset 23 the two attentions are invalid and must be replaced; the others work from opset 18 on.
     """
     functions = (Embed, PackedAttention, ClsAttention, LinearGelu, AddLayerNorm, Softmax, PoolClassify)
     protos = [function.to_function_proto() for function in functions]
@@ -89,7 +89,7 @@ def ClsAttention(q, kv, cu_seqlens, heads: int):
     query = op.Unsqueeze(q, op.Constant(value_ints=[1]))
     mask = op.Unsqueeze(real, op.Constant(value_ints=[1, 2]))
     context = op.Attention(query, key, value, mask, q_num_heads=heads, kv_num_heads=heads)
-    # an empty pair attends to nothing, which a softmax makes NaN of; it is zero by definition
+    # an empty pair attends to nothing, so its softmax gives NaN; it is zero by definition
     some = op.Greater(op.Unsqueeze(lengths, op.Constant(value_ints=[1])), op.Constant(value_int=0))
     out = op.Where(some, op.Squeeze(context, op.Constant(value_ints=[1])), op.Constant(value_float=0.0))
     return out

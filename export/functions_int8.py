@@ -1,10 +1,10 @@
 """The ops on weights of 8 bits as ONNX functions; the others are in `functions`.
 
-Bodies of standard operators again, written as quantisation is commonly written: values are made whole by a
-QuantizeLinear and given back by a DequantizeLinear, and a product stands between two of the latter. Any
+Bodies of standard operators again, written as quantisation commonly is: a QuantizeLinear turns values into
+integers, a DequantizeLinear turns them back, and a product takes the outputs of two of the latter. Any
 runtime can follow that literally; ONNX Runtime (1.25 to 1.32 tried) makes an integer product of it. Weights
-are symmetric, and their zero point stands there all the same: before 1.30, ONNX Runtime's mode for CPUs on
-which products overflow ends the process where it is left out.
+are symmetric, but their zero point is given all the same: before 1.30, ONNX Runtime's mode for CPUs on which
+products overflow ends the process without it.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@
 sentence-transformers leaves an `activation_fn` in a cross-encoder's config.json, or since its version 5 in a
 file beside it: what its own `predict` applies to the logits by default. Identity there is a way to report
 relevance, not a quantity that was fitted, so one label stays `binary`: the score is the sigmoid of that
-library's number, which keeps the order, and the number itself is the logit. Who wants it for the score says
+library's number, which keeps the order, and the number itself is the logit. To use it as the score, say
 head="regression". Any other function is refused.
 """
 
@@ -21,7 +21,7 @@ from segue.errors import BundleError, InputError
 
 __all__ = ["CLASSIFIERS", "activation_fn", "choose_head"]
 
-_MOST = 2**16  # labels without names, which are given some
+_MOST = 2**16  # unnamed labels, which are given names
 # architecture -> the name of its classifier's weights
 CLASSIFIERS = {
     "BertForNextSentencePrediction": "cls.seq_relationship",
@@ -74,7 +74,7 @@ def activation_fn(config: dict[str, Any], library: dict[str, Any] | None) -> str
 
 
 def _activation(config: dict[str, Any], library: dict[str, Any] | None) -> tuple[str, str | None]:
-    """Return where the function is named, the newest version's place counting, and which it is."""
+    """Return where the function is named (the newest version's place wins) and its name."""
     nested = config.get("sentence_transformers")
     found = {
         "config_sentence_transformers.json: activation_fn": (library or {}).get("activation_fn"),

@@ -1,4 +1,4 @@
-"""Masked language modelling: which tokens are hidden, by what, and what the model is to say there.
+"""Masked language modelling: which tokens are hidden, by what, and what the model has to predict.
 
 BERT's: 15 % of the tokens, of which 80 % become [MASK], 10 % a random word and 10 % stay. Works on the ids of
 one instance; knows nothing about text, pairs or epochs.
@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 from segue.errors import InputError
 from segue.export.vocabulary import SPECIAL
 
-IGNORED = -100  # the label of a place where nothing is to be said: what PyTorch's cross-entropy passes over
+IGNORED = -100  # the label where there is nothing to predict: PyTorch's cross-entropy skips it
 _NO_WORD = re.compile(r"\[unused\d+\]")  # rows that BERT's vocabularies keep free
 _HIDDEN, _REPLACED = 0.8, 0.1  # of the chosen tokens: [MASK], a random word; the others stay
 
@@ -28,10 +28,10 @@ def mask_tokens(
 ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     """(what the model sees, labels) of one instance's ids, special tokens included: each [n] int32.
 
-    Chosen are `max(1, round(n * share))` tokens, n counting the special ones as BERT's code does, but never a
-    special token, [UNK] among them. By whole words, words are taken in random order as long as they fit that
-    number, which they may leave unfilled; if none fits, one is taken all the same. A label is the id of a
-    chosen token, IGNORED elsewhere.
+    `max(1, round(n * share))` tokens are chosen, n including special ones as in BERT's code, but never a
+    special token, [UNK] included. With whole words, they are taken in random order as long as they fit that
+    number, which they may not fill; if none fits, one is taken all the same. A label is the id of a chosen
+    token, IGNORED elsewhere.
     """
     seen, labels = np.array(ids, dtype=np.int32), np.full(len(ids), IGNORED, dtype=np.int32)
     open_ = np.flatnonzero(words.ordinary[seen])
@@ -51,8 +51,8 @@ def mask_tokens(
 def _whole_words(
     places: NDArray[np.intp], continues: NDArray[np.bool_], count: int, draw: np.random.Generator
 ) -> NDArray[np.intp]:
-    """Places of whole words, `count` or somewhat fewer. A word ends where a special token stands, even if
-    what comes after it begins with a piece, as the cut-off front of a sentence may."""
+    """Places of whole words, `count` or somewhat fewer. A word ends at a special token, even if what comes
+    after it begins with a piece, as a sentence cut at its front may."""
     begins = np.flatnonzero(~continues | (np.diff(places, prepend=-2) > 1)).tolist()
     ends = [*begins[1:], len(places)]
     order = draw.permutation(len(begins)).tolist()

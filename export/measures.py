@@ -50,8 +50,8 @@ def calibration_error(probabilities: ArrayLike, truth: ArrayLike, bins: int = 15
 def calibration_bins(
     probabilities: ArrayLike, truth: ArrayLike, bins: int = 15
 ) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
-    """(numbers in each bin, their mean probability, their share of positives), each [bins], of `bins` equal
-    parts of 0 to 1; the last holds 1 itself. The two means of an empty bin are NaN."""
+    """(count, mean probability, share of positives) of each bin, each [bins], for `bins` equal parts of 0 to
+    1; the last includes 1. The two means of an empty bin are NaN."""
     probabilities, truth = np.asarray(probabilities, dtype=np.float64), np.asarray(truth, dtype=np.float64)
     place = np.minimum((probabilities * bins).astype(int), bins - 1)
     counts = np.bincount(place, minlength=bins)

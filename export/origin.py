@@ -1,7 +1,7 @@
 """What an export starts from: a Hugging Face checkpoint folder, or a bundle that is wanted in another form.
 
 A bundle's graph names its weights as `Bert` does, so that the network can be built again from it. What the
-bundle was exported from is put down as the source of the new one, too.
+bundle was exported from is recorded as the new one's source too.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def read_origin(folder: Path, *, head: str | None, positive: str | None) -> Orig
     """Read what `folder` holds; `head` and `positive` are the options of `export_checkpoint`.
 
     Raises:
-        BundleError: it is no checkpoint that would be reproduced exactly, and no bundle with its weights.
+        BundleError: it is no exactly reproducible checkpoint, and no bundle with its weights.
         InputError: `head` or `positive` does not fit.
     """
     if (folder / MANIFEST).is_file():
@@ -81,7 +81,7 @@ def _bundle(folder: Path, head: str | None, positive: str | None) -> Origin:
 
 
 def _load_bundle(folder: Path, manifest: Manifest, tokenizer: Tokenizer) -> Bert:
-    """Return the network of a bundle's graph, in float32, having seen that the graph computes the same."""
+    """Return a bundle's network in float32, having checked that the bundle's graph computes the same."""
     path = folder / MODEL
     graph = ir.load(path).graph
     found = {node.attributes["epsilon"].as_float() for node in graph if "epsilon" in node.attributes}

@@ -24,7 +24,7 @@ from segue.export.token_store import TokenStore
 
 # where each side begins in the store's ids, its tokens, and the label
 INSTANCE = np.dtype([("a", "<i8"), ("b", "<i8"), ("a_tokens", "<i4"), ("b_tokens", "<i4"), ("label", "<i4")])
-SHORT = 0.1  # of the documents: have a random target length
+SHORT = 0.1  # share of documents with random target length
 _STREAM = 1  # sets these random numbers apart from the masks' of the same seed
 _BLOCK = 1 << 14  # instances made at once
 _SPECIAL = 3  # [CLS], [SEP], [SEP]
@@ -38,14 +38,14 @@ def pack_epoch(
     A document's sentences are gathered until they have the target length: max_tokens less the three special
     tokens, or, for a share `short` of the documents, anything from 2 up to that (as in BERT, a document keeps
     its target for an epoch). A chunk of two sentences or more is split at random into A and the rest. With
-    probability 1/2 the rest is B and the label IS_NEXT; otherwise, and always where there is no rest, B is of
-    a different document, the label NOT_NEXT, and the rest is gathered again. What is too long in sum loses
-    tokens one at a time from the longer side (B if equal), at its front or its end by a coin.
+    probability 1/2 the rest is B and the label IS_NEXT; otherwise, and always where there is no rest, B is
+    from another document, the label NOT_NEXT, and the rest is gathered again. A pair too long loses tokens
+    one at a time from the longer side (B if equal), at its front or its end by a coin.
 
-    B of a different document begins at a sentence drawn from all those of the other documents, each alike,
-    and goes on to the target length or its document's end. BERT draws a document first, and the same one
-    again after ten vain tries; here it is never the same, and long documents give as large a part of the
-    false Bs as of the true ones, so that where B is from does not give the label away.
+    B from a different document begins at a sentence drawn uniformly from all the other documents, and goes on
+    to the target length or its document's end. BERT draws a document first, and settles for the same one
+    after ten failed tries; here it is never the same, and long documents give as large a part of the false Bs
+    as of the true ones, so that B's origin does not give the label away.
 
     Raises `InputError` for options out of range.
     """
@@ -110,7 +110,7 @@ def _instances(
     b = b.copy()
     b[false], b_tokens[false] = _elsewhere(store, document[false], (target - a_tokens)[false], numbers)
     a_kept, b_kept = kept_tokens(a_tokens, b_tokens, room)
-    made["a"] = a + numbers.binomial(a_tokens - a_kept, 0.5)  # so many of the coins say front
+    made["a"] = a + numbers.binomial(a_tokens - a_kept, 0.5)  # how many coins say front
     made["b"] = b + numbers.binomial(b_tokens - b_kept, 0.5)
     made["a_tokens"], made["b_tokens"] = a_kept, b_kept
     return made

@@ -1,7 +1,7 @@
 """The classic graph for other runtimes: input_ids, attention_mask, token_type_ids [B, S], standard operators.
 
-The same nodes and weights as the packed graph, with other bodies where pairs have boundaries: the mask stands
-in for cu_seqlens, and the T rows are those of B·S tokens, real or not. All bodies are inlined. Opset 18, and
+The same nodes and weights as the packed graph, with other bodies where boundaries matter: the mask stands in
+for cu_seqlens, and the T rows are those of B·S tokens, real or not. All bodies are inlined. Opset 18, and
 nothing newer than LayerNormalization in it: what TensorRT, OpenVINO or a browser expects.
 """
 
@@ -73,7 +73,7 @@ def PackedAttention(qkv, attention_mask, heads: int):
     root = op.Sqrt(op.Cast(op.Shape(key, start=3), to=_FLOAT))
     scores = op.Div(op.MatMul(query, op.Transpose(key, perm=[0, 1, 3, 2])), root)
     seen = op.Unsqueeze(op.Cast(attention_mask, to=_BOOL), op.Constant(value_ints=[1, 2]))
-    # the least float32 takes the place of a padded score, it is not added: exactly 0 after the softmax
+    # the least float32 replaces a padded score, it is not added: exactly 0 after the softmax
     weights = op.Softmax(op.Where(seen, scores, op.Constant(value_float=-3.4028234e38)), axis=-1)
     context = op.MatMul(weights, value)
     out = op.Flatten(op.Transpose(context, perm=[0, 2, 1, 3]), axis=2)

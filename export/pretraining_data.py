@@ -52,7 +52,7 @@ def collate(items: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
 
 
 class Instances:
-    """The instances of one epoch in random order, `set_epoch` turning to another: a map-style dataset.
+    """A map-style dataset of one epoch's instances in random order; `set_epoch` turns to another.
 
     An item is a dict of input_ids, token_type_ids and labels, [n] int32 each with n at most max_tokens, and
     next_sentence_label, 0 where B follows A, else 1. Memory is 28 bytes an instance, twice that while an
@@ -69,7 +69,7 @@ class Instances:
         short: float = 0.1,
         seed: int = 0,
     ) -> None:
-        """Raises `InputError` where the store is of another tokenizer or an option out of range."""
+        """Raises `InputError` if the store has another tokenizer or an option is out of range."""
         store.check_tokenizer(tokenizer)
         self.store, self.words, self.masking = store, Words(tokenizer), masking
         self.options: dict[str, Any] = {"max_tokens": max_tokens, "short": short, "seed": seed}
@@ -106,9 +106,8 @@ class Instances:
 class Course:
     """The first `count` instances of epoch after epoch as one dataset, to be read in order.
 
-    Its length is known beforehand and stays, whatever the epochs' lengths, so a trainer's arithmetic of steps
-    holds when it resumes in the middle. Reading on from any number builds all epochs before it once, to count
-    them.
+    Its length is fixed beforehand, whatever the epochs' lengths, so a trainer's arithmetic of steps holds
+    when it resumes in the middle. Reading from any index on builds all epochs before it once, to count them.
     """
 
     def __init__(self, instances: Instances, count: int) -> None:

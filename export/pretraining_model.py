@@ -20,7 +20,7 @@ from segue.export.masking import IGNORED
 from segue.export.weights import float_weight, read_weights
 
 _BERT = ("embeddings.", "encoder.", "pooler.")
-# numbers that nothing but a forward pass would miss
+# numbers that nothing checks before a forward pass
 _RANGES = {
     "chunk_size_feed_forward": (0, 0),
     "initializer_range": (0, 10),
@@ -39,8 +39,8 @@ def new(settings: dict[str, Any]) -> BertForPreTraining:
 def load(folder: Path) -> BertForPreTraining:
     """The checkpoint in float32; heads that it lacks are new.
 
-    Raises `BundleError` as `outline` does, and where the weights are missing, unreadable, or not those that
-    the config tells of.
+    Raises `BundleError` as `outline` does, and where the weights are missing, unreadable, or not those of the
+    config.
     """
     model, weights = outline(folder), read_weights(folder)
     try:
@@ -54,9 +54,9 @@ def load(folder: Path) -> BertForPreTraining:
 
 
 def outline(folder: Path) -> BertForPreTraining:
-    """The model that config.json tells of, on the meta device: shapes without weights.
+    """The model of config.json, on the meta device: shapes without weights.
 
-    Raises `BundleError` where the config is no BERT's that can be trained.
+    Raises `BundleError` if the config is not that of a trainable BERT.
     """
     file = folder / "config.json"
     with _refused(file):
@@ -74,7 +74,7 @@ def outline(folder: Path) -> BertForPreTraining:
 def _refused(file: Path) -> Iterator[None]:
     try:
         yield
-    except Exception as error:  # of many kinds: the values meet transformers' checks here, PyTorch's there
+    except Exception as error:  # of many kinds: transformers checks some of the values, PyTorch others
         reason = " ".join(str(error).split())
         raise BundleError(f"{file}: no BERT can be made of it: {reason}") from error
 
@@ -94,8 +94,8 @@ def _check(weights: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
 
 
 class BertForPreTraining(transformers.BertForPreTraining):
-    """Hugging Face's, and named like it in config.json; but with labels it computes the words' head only for
-    the tokens that have one, one in seven, and gives both losses apart."""
+    """Hugging Face's, and named like it in config.json; but given labels, it computes the words' head only
+    for tokens that have one, one in seven, and returns each loss too."""
 
     def forward(self, input_ids=None, labels=None, next_sentence_label=None, **inputs):
         """With both labels, a dict of loss, mlm_loss and nsp_loss, scalars; with next_sentence_label alone,
@@ -107,7 +107,7 @@ class BertForPreTraining(transformers.BertForPreTraining):
             loss = cross_entropy(self.cls.seq_relationship(read.pooler_output), next_sentence_label)
             return {"loss": loss, "nsp_loss": loss}
         words, said, pairs = self.read(input_ids, labels, **inputs)
-        # a batch may have no masked token, where every token is [UNK]; the mean would be nan
+        # a batch has no masked token if every token is [UNK]; the mean would be nan
         mlm = cross_entropy(words, said, reduction="sum") / max(len(said), 1)
         nsp = cross_entropy(pairs, next_sentence_label)
         return {"loss": mlm + nsp, "mlm_loss": mlm, "nsp_loss": nsp}

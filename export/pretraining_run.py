@@ -1,8 +1,8 @@
 """The folder of a pre-training run: what it was started with, and its last complete checkpoint.
 
 A run may be killed at any moment: the record comes first, a checkpoint counts once it is marked complete, and
-what came after the last mark is done again. The mark has the checksum of each file, as the trainer starts
-afresh, without a word, what it does not find. Knows nothing about models.
+what came after the last mark is done again. The mark has the checksum of each file, as the trainer silently
+starts afresh what it does not find. Knows nothing about models.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def checkpoints(out: Path) -> list[Path]:
 
 
 def mark_complete(checkpoint: Path) -> None:
-    """Say that all of the checkpoint is written, and what it is."""
+    """Record that the checkpoint is complete, with checksums."""
     files = (file for file in sorted(checkpoint.iterdir()) if file.is_file() and file.name != _MARK)
     digests = {file.name: sha256(file) for file in files}
     part = checkpoint / f"{_MARK}.part"
@@ -72,7 +72,7 @@ def mark_complete(checkpoint: Path) -> None:
 
 
 def drop_older(out: Path) -> None:
-    """Remove all checkpoints but the newest two. The trainer's own way would take folders of the user's."""
+    """Remove all checkpoints but the newest two. The trainer's own way would remove users' folders."""
     for checkpoint in checkpoints(out)[_KEPT:]:
         shutil.rmtree(checkpoint, ignore_errors=True)  # what is left of one is only in the way
 

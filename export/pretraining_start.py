@@ -37,10 +37,10 @@ _PATHS = ("corpus", "init", "vocab")
 def prepare(
     options: dict[str, Any], positions: int, out: Path, *, resume: bool
 ) -> tuple[Tokenizer, Instances, int, Path | None]:
-    """(tokenizer, instances, steps, checkpoint to go on from), the folder of the run being opened and filled.
+    """Open and fill the run's folder: (tokenizer, instances, steps, checkpoint to resume from).
 
-    What is refused, or fails, after the folder was made takes it away again, or what was put into it; a run
-    that is resumed loses nothing.
+    If anything is refused or fails, the new folder or what was put into it is removed again; a resumed run
+    loses nothing.
     """
     corpus = Path(options["corpus"])
     if corpus.is_dir() and out.resolve().is_relative_to(corpus.resolve()):
@@ -105,7 +105,7 @@ def _steps(options: dict[str, Any], instances: int) -> int:
 
 
 def _clear(out: Path, made: list[Path]) -> None:
-    """Take away what was put into `out`, and the folders that were made for it; what somebody else put there
+    """Remove what was put into `out`, and the folders that were made for it; what somebody else put there
     stays, and with it the folders."""
     shutil.rmtree(out / "tokens", ignore_errors=True)
     for name in (RECORD, *VOCABULARY_FILES):

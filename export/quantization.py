@@ -1,12 +1,12 @@
-"""From a float32 network to the same with weights of 8 bits: what `segue export --precision int8` writes.
+"""From a float32 network to the same with 8-bit weights: what `segue export --precision int8` writes.
 
 The encoder's linear layers and the word table are stored as int8, one scale for each row of a weight; the
 products are of integers, and all else (attention, LayerNorm, GELU, the head) stays float32. What enters a
-product is rounded row by row as it comes, to steps that its own largest values give: nothing is cut off, no
+product is rounded row by row at run time, to steps set by its own largest values: nothing is cut off, no
 range has to be learned from data, and a pair's score stays the same in any batch.
 
 A LayerNorm leaves a few columns of a token's row many times larger than all others, and the step that these
-need drowns the others. So the difficulty is shared out between a row and the weights that it meets, as in
+need drowns the others. So the difficulty is shared between a row and the weights that it meets, as in
 SmoothQuant (Xiao and others, 2023): column k is divided by s_k = max|x_k|^a / max|W_k|^(1-a), and the
 weights' column multiplied by it, which changes no product. The maxima of x are measured on text in a float32
 pass; they decide how fine the rounding is, and no value is too large for it.
@@ -29,13 +29,13 @@ from segue.export.bert import Bert, Embeddings, LinearGelu
 __all__ = ["quantize"]
 
 _SHARE = 0.6  # a; from 0.5 to 0.8 the scores of two six-layer models came out about as near to float32's
-_SIGNED, _AFTER_GELU = 128, 32  # zero points; GELU is above -0.17, so that few steps below zero do
+_SIGNED, _AFTER_GELU = 128, 32  # zero points; GELU is above -0.17, so few steps below zero suffice
 _SMOOTHED = ("qkv", "query", "key_value", "intermediate")  # what a LayerNorm feeds
-_LEAST = 1e-5  # of a column's maximum, so that one that is always 0 divides nothing by 0
+_LEAST = 1e-5  # least maximum of a column, so that one of zeros divides nothing by 0
 
 
 def quantize(model: Bert, batches: Iterable[PackedBatch]) -> Bert:
-    """Return `model` with int8 weights; `model` itself stays as it is, and lends the others.
+    """Return `model` with int8 weights, sharing the others; `model` itself is unchanged.
 
     Args:
         batches: of real text, on which the columns' maxima are measured.
@@ -59,7 +59,7 @@ class QuantizedLinear(nn.Module):
     smooth: Tensor | None
 
     def __init__(self, linear: nn.Linear, peak_K: Tensor | None, zero_point: int) -> None:
-        """Take over the weights of `linear`; with peak_K, the columns' maxima, they are smoothed."""
+        """Take over the weights of `linear`, smoothed by peak_K, the columns' maxima, if given."""
         super().__init__()
         self.zero_point = zero_point
         weight = linear.weight.detach()

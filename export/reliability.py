@@ -18,9 +18,9 @@ def draw_reliability(sets: Mapping[str, Mapping[str, Any]], file: Path) -> bool:
     """Write a PNG with a diagram for each set of pairs, as `evaluation.measured` gives them by name; False
     where matplotlib is missing.
 
-    Above, the share of IsNext over the mean probability of each bin, the area of a point being as its pairs
-    and the line through it Wilson's 95 % interval; the diagonal is where both agree. Below, how
-    many pairs a bin holds.
+    Above, the share of IsNext over the mean probability of each bin: a point's area grows with its pairs, the
+    line through it is Wilson's 95 % interval, and on the diagonal both agree. Below, how many pairs a bin
+    holds.
     """
     try:
         from matplotlib.figure import Figure  # not pyplot, which would look for a display

@@ -24,7 +24,7 @@ _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 
 def special_tokens(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """Return what special_tokens_map.json has besides tokenizer_config.json, the `settings`.
+    """Return what special_tokens_map.json adds to tokenizer_config.json, the `settings`.
 
     Raises:
         BundleError: the two name different tokens.
@@ -40,7 +40,7 @@ def special_tokens(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def add_tokens(tokenizer: Tokenizer, settings: dict[str, Any], folder: Path, *, bert: bool) -> None:
-    """Add the tokens that the settings have besides, where the vocabulary says what their ids are.
+    """Add the tokens that only the settings have, if the vocabulary says what their ids are.
 
     Args:
         bert: the tokenizer has BERT's special tokens, whether the settings name them or not.
@@ -54,7 +54,7 @@ def add_tokens(tokenizer: Tokenizer, settings: dict[str, Any], folder: Path, *, 
     for token in (*(special_token(folder, settings, role) for role in roles), *added):
         if token.content in known:
             continue
-        known.add(token.content)  # the first counts
+        known.add(token.content)  # the first wins
         if tokenizer.token_to_id(token.content) is not None:
             tokenizer.add_tokens([token])
         elif token in added:

@@ -1,4 +1,4 @@
-"""A checkpoint's tokenizer as a `tokenizers.Tokenizer` that neither truncates nor pads by itself
+"""A checkpoint's tokenizer as a `tokenizers.Tokenizer` that neither truncates nor pads by itself.
 
 From tokenizer.json, without its truncation and padding; or from vocab.txt. For BERT's own tokenizer classes
 the settings of tokenizer_config.json (lower-casing, accents, Chinese characters) and their defaults override

@@ -18,7 +18,7 @@ from segue.export.masking import Masking, Words, mask_tokens
 from segue.export.packing import SHORT, kept_tokens
 
 _GROUP = 32  # batches whose pairs are sorted by length together: little padding, random enough
-_OVERSHOOT = 40  # tokens at most that a packing's last sentence has too many
+_OVERSHOOT = 40  # most tokens by which a packing's last sentence is too long
 
 
 def encode_pairs(
@@ -31,10 +31,10 @@ def encode_pairs(
 ) -> list[dict[str, list[int]]]:
     """input_ids and token_type_ids of each pair's `[CLS] a [SEP] b [SEP]`, at most max_tokens long.
 
-    What is too long loses tokens from the longer side, a at its front and b at its end: what is said where
-    the two meet tells most about whether one follows the other. A share `packed` of the pairs, drawn by
-    `draw`, is cut as by BERT's packing instead: a tenth of them to a random length, and the last tokens too
-    many are lost at front or end by a coin, so that the sides no longer quite meet.
+    A pair too long loses tokens from its longer side, a at its front and b at its end: the text where the two
+    meet tells most about whether one follows the other. A share `packed` of the pairs, drawn by `draw`, is
+    cut as by BERT's packing instead: a tenth of them to a random length, and the last excess tokens are lost
+    at front or end by a coin, so that the sides no longer quite meet.
     """
     texts = [side for pair in pairs for side in (pair.a, pair.b)]
     sides = [encoding.ids for encoding in tokenizer.encode_batch(texts, add_special_tokens=False)]
@@ -56,8 +56,8 @@ def encode_pairs(
 def _fit(
     first: list[int], second: list[int], room: int, coins: np.random.Generator | None = None
 ) -> tuple[list[int], list[int]]:
-    """The two, the longer having lost tokens until both fit: the first at its front and the second at its
-    end, or each token at either by a coin."""
+    """Cut the longer of the two until both fit: the first at its front and the second at its end, or each
+    token at either by a coin."""
     of_first, of_second = kept_tokens(len(first), len(second), room)
     lost = len(first) - of_first, len(second) - of_second
     a, b = (lost[0], 0) if coins is None else coins.binomial(lost, 0.5)
@@ -65,12 +65,12 @@ def _fit(
 
 
 class Batches(IterableDataset):
-    """Encoded pairs without end, so ordered that each run of batch_size has pairs of about one length.
+    """Endless encoded pairs, ordered so that each run of batch_size has pairs of about one length.
 
     An item is what `pretraining_data.Instances` gives: input_ids, token_type_ids, next_sentence_label; and,
-    in the share `masks` of the runs, whole runs each, labels of the words that are hidden. With `sums`, a
-    vector of every sentence, also similarity: the cosine of the sums over each side's whole sentences. The
-    share `packed` of the pairs is cut as in `encode_pairs`.
+    in the share `masks` of the runs, always whole runs, labels of the hidden words. With `sums`, a vector for
+    every sentence, also similarity: the cosine of the sums over each side's whole sentences. The share
+    `packed` of the pairs is cut as in `encode_pairs`.
     """
 
     def __init__(

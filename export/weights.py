@@ -24,7 +24,7 @@ _KINDS = (
     ("model.safetensors", "model.safetensors.index.json"),
     ("pytorch_model.bin", "pytorch_model.bin.index.json"),
 )
-# PEFT's. With it beside them, transformers changes the weights by the adapter's.
+# PEFT's. With it beside the weights, transformers changes them by the adapter's.
 _ADAPTER = "adapter_config.json"
 _OLD_NAMES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
 
@@ -55,8 +55,8 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     """Return every tensor of the checkpoint by name, as stored, on the CPU.
 
     Raises:
-        BundleError: as in `weight_files`; or a file is cut short, holds something else than named
-            tensors of plain numbers, or names one twice.
+        BundleError: as in `weight_files`; or a file is cut short, holds anything but named tensors of plain
+            numbers, or names one twice.
     """
     weights: dict[str, Tensor] = {}
     for path in weight_files(folder):
@@ -74,8 +74,7 @@ def float_weight(name: str, weight: Tensor, shape: Sequence[int]) -> Tensor:
     """Return a weight in float32.
 
     Raises:
-        BundleError: it has not the shape that config.json tells of, or holds something else than finite
-            numbers.
+        BundleError: it has another shape than config.json says, or holds anything but finite numbers.
     """
     if not weight.dtype.is_floating_point:
         raise BundleError(f"weights: {name}: expected floating point, got {weight.dtype}")

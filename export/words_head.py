@@ -15,7 +15,7 @@ _HEAD = "cls.predictions.transform."
 
 
 def has_words_head(folder: Path) -> bool:
-    """True where the head's own layers are there, which transformers would otherwise make up.
+    """True if the head's own layers are there; transformers would make up missing ones.
 
     Of a safetensors file only the names are read. Raises `BundleError` for weights missing or unreadable.
     """
