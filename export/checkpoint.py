@@ -37,7 +37,7 @@ _SUPPORTED: dict[str, tuple[Any, ...]] = {
 # positions that old versions stored.
 _HARMLESS = ("cls.predictions.", "bert.embeddings.position_ids")
 _MOST = 2**24  # of a size: two multiplied, times 4 bytes, are far from the 2**63 at which PyTorch fails
-_MOST_LAYERS = 1000  # each is built, in a millisecond, before its weights are looked for
+_MOST_LAYERS = 1000  # each takes a millisecond to build, before its weights are sought
 
 _LAYER = {
     "attention_output": "attention.output.dense",

@@ -74,7 +74,7 @@ def measure_cosine(encoder: Path, train: dict, held_out: dict, *, pairs: int) ->
 def learning_curve(
     course: Sequence[tuple[int, Path]], tune: dict[str, list[Document]], *, pairs: int
 ) -> list[dict[str, Any]]:
-    """Accuracy on the documents to tune on, negatives from another document, after so many pairs: was the
+    """Accuracy on the documents to tune on, negatives from another document, by pairs trained on: was
     training long enough?"""
     novels = [chapter for name, chapters in tune.items() if name != "articles" for chapter in chapters]
     found = _judged({"articles": tune["articles"], "novels": novels}, pairs)

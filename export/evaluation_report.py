@@ -15,7 +15,7 @@ _REFERENCE = ("differ", "by at most")
 
 
 def report(metrics: Mapping[str, Any]) -> str:
-    """A table of the sets of pairs, then what there is to say of masked words and of the reference.
+    """A table of the sets of pairs, then a line each on masked words and the reference, if any.
 
     In it, "calibration" is its expected error; "differ" and "by at most" compare decisions and probabilities
     with the reference.

@@ -119,7 +119,7 @@ def _instances(
 def _elsewhere(
     store: TokenStore, document: NDArray[np.int64], tokens: NDArray[np.int64], numbers: np.random.Generator
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """(first token, length) of whole sentences outside of each document, that many tokens or just more."""
+    """(first token, length) of whole sentences outside each document, of that many tokens or just more."""
     first, last = store.documents[document], store.documents[document + 1]
     place = numbers.integers(0, store.documents[-1] - (last - first))
     place += np.where(place >= first, last - first, 0)

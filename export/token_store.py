@@ -33,7 +33,7 @@ def write_tokens(documents: Iterable[Document], tokenizer: Tokenizer, folder: st
     """Tokenise the documents into `folder` and open it. Holds one document and some 100,000 characters at a
     time; the tokenizer is not changed.
 
-    The name of a special token in the text is text: `[SEP]` there separates nothing. Sentences without tokens
+    A special token's name in the text is just text: `[SEP]` there separates nothing. Sentences without tokens
     and documents without sentences are left out. Raises `InputError` for fewer than two documents, and where
     none has two sentences.
     """

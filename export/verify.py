@@ -91,7 +91,7 @@ def measure(
 
 
 def pair_lengths(longest: int) -> list[int]:
-    """Return lengths in tokens from 3, the least a pair can have, to `longest`, closer where short."""
+    """Return lengths in tokens from 3, the least a pair can have, to `longest`, denser where short."""
     steps = {3 + round((longest - 3) * (step / 14) ** 2) for step in range(15)}
     return sorted(steps | set(range(3, min(longest, 8) + 1)))
 

@@ -116,7 +116,7 @@ def _read(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         weights = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # of many kinds: what PyTorch raises depends on where the file is spoilt
+    except Exception as error:  # of many kinds: what PyTorch raises depends on where the file is broken
         raise BundleError(f"{path}: not readable as weights alone: {error}") from error
     if not isinstance(weights, dict) or not all(
         isinstance(name, str) and isinstance(value, Tensor) for name, value in weights.items()
