@@ -65,7 +65,7 @@ def plan(
 
 
 def plan_stepwise(encoded: Encoded, cut: Callable[[Ints], list[Ints]]) -> Iterator[Ints]:
-    """Yield the rows of each batch, of what is encoded already before the next step of it.
+    """Yield the rows of each batch, those of one encoding step before the next step.
 
     Args:
         cut: `plan`, for an executor. The last batch of a step, which has room left, waits for the next.
@@ -93,7 +93,7 @@ def pack(encoded: Encoded, rows: Ints) -> PackedBatch:
     places = np.arange(ends[-1])
     positions = places - cu_seqlens[:-1].repeat(cu_seqlens[1:] - cu_seqlens[:-1])
     types = (np.arange(len(halves)) & 1).repeat(halves)
-    sources = encoded.starts[encoded.pairs[rows]] - (1, 0)  # of the first place of each half; [CLS] has none
+    sources = encoded.starts[encoded.pairs[rows]] - (1, 0)  # of each half's first place; [CLS] has none
     places += (sources.ravel() - ends[:-1]).repeat(halves)
     some = encoded.ids if len(encoded.ids) else np.zeros(1, dtype=np.int32)
     ids = some.take(places, mode="clip").astype(np.int64)

@@ -2,7 +2,7 @@
 
     model.onnx       the network; its weights inside, or in model.onnx.data above 1.5 GB
     tokenizer.json   Hugging Face tokenizers format
-    segue.json       what no graph can say: the head, the limits, the sums of the other files
+    segue.json       what no graph can say: the head, the limits, the other files' checksums
 
 `segue.json` is written once, by export, and read strictly: an unknown or a missing key is an error, and so
 is a file whose sha256 differs. Knows nothing about how a graph is made or run.
@@ -103,21 +103,21 @@ class Dimensions:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The contents of segue.json, key for key (`format` besides)."""
+    """The contents of segue.json, key for key, except `format`."""
 
     head: Head
     max_tokens: int
     dimensions: Dimensions
     layout: str  # "packed" | "padded"
     flat: bool  # True: the ONNX functions are inlined
-    precision: str  # storage of the weights, one of PRECISIONS; int8 is also computed in
+    precision: str  # of the stored weights, one of PRECISIONS; int8: arithmetic too
     source: dict[str, str]  # architecture, name, sha256 of the weights
     versions: dict[str, str]  # of segue, torch, onnx, ... at export
     parity: dict[str, Any]  # the measured distance from PyTorch
     files: dict[str, str]  # name -> sha256
 
     def __post_init__(self) -> None:
-        """Raise BundleError where the precision is unknown, or no pair can be as long as it says."""
+        """Raise BundleError if the precision is unknown or `max_tokens` is out of range."""
         if self.precision not in PRECISIONS:
             raise BundleError(f"precision: expected one of {', '.join(PRECISIONS)}, got {self.precision!r}")
         if not MIN_TOKENS <= self.max_tokens <= self.dimensions.positions:
@@ -177,7 +177,7 @@ def _read_bundle(folder: Path) -> Manifest:
 
 
 def stored_precision(folder: Path) -> str | None:
-    """Return the precision that segue.json names, nothing else of the bundle being read or checked.
+    """Return the precision that segue.json names; nothing else of the bundle is read or checked.
 
     Raises:
         BundleError: it is not readable.
@@ -197,7 +197,7 @@ def read_object(path: Path) -> dict[str, Any]:
     """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:  # JSONDecodeError and UnicodeDecodeError are the first
+    except (ValueError, RecursionError) as error:  # includes JSONDecodeError and UnicodeDecodeError
         raise BundleError(f"{path}: not readable as JSON: {error}") from error
     if not isinstance(found, dict):
         raise BundleError(f"{path}: expected an object, got {type(found).__name__}")

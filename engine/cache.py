@@ -1,5 +1,5 @@
-"""What `Engine.load` has to export first is exported once and found again here: a Hugging Face checkpoint
-folder, or a bundle that is wanted in int8."""
+"""Exports once, and finds again, what `Engine.load` cannot load as it is: a Hugging Face checkpoint folder,
+or a bundle that is wanted in int8."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _NAME_BYTES = 100  # of the checkpoint's name in the bundle's: file systems take
 
 
 def cache_folder() -> Path:
-    """Return the folder of what was exported: SEGUE_CACHE, or `segue` in the user's cache folder.
+    """Return the folder of exported models: SEGUE_CACHE, or `segue` in the user's cache folder.
 
     Raises:
         SegueError: the user has no home.
@@ -37,9 +37,8 @@ def cache_folder() -> Path:
 
 
 def exported(source: Path, precision: str) -> Path:
-    """Return the bundle, in this precision, of a checkpoint folder or of another bundle, exported now where
-    this very state of it was not before. Of several processes that ask for it one exports, and the others
-    wait.
+    """Return the bundle, in this precision, of a checkpoint folder or of another bundle, exported now unless
+    this very state of it was before. If several processes ask for it, one exports and the others wait.
 
     The state is the name, size and time of change of every file, so that a gigabyte need not be read to know
     it.
@@ -56,7 +55,7 @@ def exported(source: Path, precision: str) -> Path:
         if (bundle / MANIFEST).is_file():
             return bundle
         folder.mkdir(parents=True, exist_ok=True)
-        TemporaryDirectory(dir=folder).cleanup()  # for a folder that is there but takes nothing
+        TemporaryDirectory(dir=folder).cleanup()  # a folder that exists may not be writable
     except OSError as error:
         raise _no_place(folder, error.strerror) from error
     try:
@@ -72,7 +71,7 @@ def exported(source: Path, precision: str) -> Path:
         try:
             export_checkpoint(source, bundle, precision=precision)
         except BundleError:
-            if not (bundle / MANIFEST).is_file():  # else one exported it where nothing locks: that one serves
+            if not (bundle / MANIFEST).is_file():  # else another exported it where nothing locks: use that
                 raise
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
@@ -83,7 +82,7 @@ def exported(source: Path, precision: str) -> Path:
 
 @contextmanager
 def _alone(path: Path) -> Iterator[None]:
-    """Let one process in at a time, where that can be had: not on Windows, nor in every network's folder."""
+    """Let one process in at a time, where possible: not on Windows, nor in every network folder."""
     with ExitStack() as stack:
         with suppress(ImportError, OSError):
             import fcntl

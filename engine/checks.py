@@ -1,4 +1,4 @@
-"""What several doors ask of a value."""
+"""Checks that several doors share."""
 
 from __future__ import annotations
 

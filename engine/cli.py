@@ -223,8 +223,8 @@ def _needs(extra: str | None) -> Iterator[None]:
 
 @contextmanager
 def _stoppable() -> Iterator[None]:
-    """Let SIGTERM, and SIGHUP unless it is ignored, as under nohup, end the process as Ctrl-C does, so that
-    no half-written file stays behind."""
+    """Let SIGTERM, and SIGHUP unless ignored (as under nohup), end the process as Ctrl-C does, so that no
+    half-written file stays behind."""
 
     def stop(number: int, _: object) -> None:
         raise SystemExit(128 + number)

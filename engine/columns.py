@@ -8,7 +8,7 @@ from segue.errors import InputError
 
 __all__ = ["DOCUMENT", "PAIR", "counted", "invented_names", "pick"]
 
-# The names by which columns are found when none are asked for; nameless columns are called by the first.
+# The names by which columns are found when none are asked for; nameless columns get the first ones.
 PAIR = (
     ("a", "b"),
     ("text_a", "text_b"),

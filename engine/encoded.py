@@ -21,8 +21,8 @@ Step = tuple[NDArray[np.int32], Ints, Ints]  # the ids, starts and kept of `Enco
 
 
 class Encoded:
-    """N pairs, P of them distinct, made of U distinct sentences, of which the first u have been encoded, and
-    so the first p pairs: all, or as many as `more` was asked for."""
+    """N pairs, P of them distinct, made of U distinct sentences. The first u sentences are encoded, and so
+    the first p pairs: all, or as many as `more` has reached."""
 
     ids: NDArray[np.int32]  # token ids of the sentences so far, end to end
     starts: Ints  # [u+1], where each of them begins in `ids`
@@ -84,10 +84,10 @@ class Encoded:
 
 
 class Growing:
-    """An array that grows at its end, each time by a copy of what is new and, now and then, of all."""
+    """An array that grows at its end; each time it copies what is new and, now and then, all."""
 
     def __init__(self, values: NDArray[Any]) -> None:
-        self.values = self._room = values  # the caller's own, which is not written
+        self.values = self._room = values  # the caller's own, never written to
 
     def extend(self, values: NDArray[Any]) -> NDArray[Any]:
         """Return the array with `values` at its end; what was returned before stays as it is."""
@@ -104,12 +104,12 @@ class Growing:
 
 
 def sizes_of(starts: Ints, pairs: Ints) -> Ints:
-    """[p, 2]: tokens of each side of pairs [p, 2], of sentences that begin at `starts`."""
+    """[p, 2]: tokens of each side of pairs [p, 2], whose sentences begin at `starts`."""
     return starts[pairs + 1] - starts[pairs]
 
 
 def truncated_lengths(sizes: Ints, budget: int, truncation: str) -> Ints:
-    """Return how many tokens of each side stay, `[P, 2]`, where `budget` tokens may stay of both together.
+    """Return how many tokens of each side stay, `[P, 2]`, if both together may keep `budget`.
 
     The rules are those of the tokenizers library. "longest_first" shortens the longer side, and both to
     halves (the longer one gets the odd token) where that is not enough.

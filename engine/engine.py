@@ -31,15 +31,15 @@ if TYPE_CHECKING:
 __all__ = ["DEFAULT_MODEL", "Engine", "warn_truncated"]
 
 DEFAULT_MODEL = Path(__file__).parent / "models" / "nsp-minilm"
-# Bounds of the grid that attention lays pairs out as: this many times the tokens of a full batch, and so many
-# scores for each of these tokens, 16 MB of them in a batch of 2048. More would leave the cache, and take more
+# Bounds of the grid in which attention lays out pairs: its tokens, as a multiple of a full batch's, and its
+# scores for each token of a full batch, 16 MB in a batch of 2048. More would leave the cache, and take more
 # memory than all the rest.
 _GRID_SLACK = 2
 _GRID_SCORES = 2048
-_MOST_TOKENS = 2**31 - 1  # of a batch, which executors count in 32 bits
-_MOST_THREADS = 1024  # beyond what a machine has, they only take memory: a hundred thousand took 16 GB
-_WINDOW_PAIRS = 1024  # of a stream, for each thread of a CPU: more of them would only make scores wait
-_SENTENCES = 1024  # encoded first, and later twice as many, while what was encoded before runs on a device
+_MOST_TOKENS = 2**31 - 1  # of a batch; executors count in 32 bits
+_MOST_THREADS = 1024  # more than a machine has only take memory: a hundred thousand took 16 GB
+_WINDOW_PAIRS = 1024  # per CPU thread, in a window of a stream: more would only make scores wait
+_SENTENCES = 1024  # encoded first; later twice as many, while a device runs what was encoded before
 
 
 class Engine:
@@ -281,7 +281,7 @@ class Engine:
     def close(self) -> None:
         """Free the model's memory. From then on, anything but `info` and `labels` raises SegueError."""
         self._closed = True
-        if os.getpid() == self._process:  # else a lock may be held by a thread that stayed behind
+        if os.getpid() == self._process:  # else, in a fork, a thread left behind may hold a lock
             self._executor.close()
 
     def __enter__(self) -> Self:
@@ -362,7 +362,7 @@ class Engine:
                 encoded, logits, error = self._until_bad(window, truncation, max_tokens)
                 truncated += encoded.truncated
                 seen += len(logits)
-                if truncated:  # the stream may end with Python itself, which imports nothing any more
+                if truncated:  # the stream may end as Python exits, when nothing can be imported
                     log = log or _logger()
                 yield from scores(logits, self._manifest.head, output)
                 if error is not None:
@@ -375,7 +375,7 @@ class Engine:
     ) -> tuple[Encoded, NDArray[np.float32], SegueError | None]:
         """Return the results for the pairs before the first bad one, and what is wrong with that one."""
         bad: SegueError | None = None
-        while True:  # another kind of fault may lie further ahead, and is found only once the first is gone
+        while True:  # an earlier pair may have another kind of fault, found only once this one is gone
             try:
                 encoded = self._encode(pairs, truncation, max_tokens)
                 return encoded, self._logits(encoded), bad
@@ -386,8 +386,8 @@ class Engine:
 
 
 def _loaded(kind: type[Engine], arguments: dict[str, Any]) -> Engine:
-    """Load an engine again, for pickle. Every pickler refers to a module's function by name; of a class
-    method cloudpickle and dill pickle the code, and `datasets`, which has dill follow it, cannot hash it."""
+    """Load an engine again, for pickle. Every pickler stores a module's function by name; of a class
+    method cloudpickle and dill pickle the code, which `datasets`, having dill recurse, cannot hash."""
     return kind.load(**arguments)
 
 
@@ -424,7 +424,7 @@ def _bundle_folder(path: str | os.PathLike[str] | None, precision: str | None) -
 
 
 def _logger() -> Logger:
-    import logging  # 7 ms that a process which has nothing to say need not pay
+    import logging  # 7 ms, which a process with nothing to log need not pay
 
     return logging.getLogger("segue")
 

@@ -40,7 +40,7 @@ def source(path: str) -> Iterator[tuple[BinaryIO, str]]:
 def destination(path: str) -> Iterator[BinaryIO]:
     """Open `path` for writing, "-" for stdout. A file appears when the block ends well, and never otherwise.
 
-    It then takes the place and the permissions of one that is there already. Links are followed; a device or
+    It then replaces one that is there already, keeping its permissions. Links are followed; a device or
     a pipe is written to directly.
 
     Raises:
@@ -71,14 +71,14 @@ def destination(path: str) -> Iterator[BinaryIO]:
                 shutil.copymode(target, partial)
             os.replace(partial, target)
         except BaseException:
-            with suppress(OSError):  # a full disk takes what is still to be written no more than before
+            with suppress(OSError):  # closing writes what is left, which a full disk refuses again
                 file.close()
             partial.unlink(missing_ok=True)
             raise
 
 
 def discard_output() -> None:
-    """Send what stdout still holds nowhere, where its reader is gone: Python would complain as it exits."""
+    """Discard what stdout still holds when its reader is gone: Python would complain as it exits."""
     try:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())
@@ -88,7 +88,7 @@ def discard_output() -> None:
 
 
 def _standard(stream: Any, name: str) -> BinaryIO:
-    if stream is None:  # as Python has it where the process was started without
+    if stream is None:  # Python's value if the process was started without one
         raise InputError(f"{name}: is closed")
     found: BinaryIO = stream.buffer
     return found

@@ -1,8 +1,8 @@
-"""Many callers, one engine: what is asked while a turn is computed is computed together in the next.
+"""Many callers, one engine: what is asked during one turn is computed together in the next.
 
-Nobody waits for company: a lone request is computed at once. A turn takes one pair of each request after the
-other until it is full, so that a short request need not wait for a long one to end. A score depends on who it
-is computed with as little as on any batch. Knows nothing about HTTP.
+Nobody waits for company: a lone request is computed at once. A turn takes a pair from each request, round
+after round, until it is full, so that a short request need not wait for a long one to end. A score depends on
+the others in its turn no more than on any batch. Knows nothing about HTTP.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from segue.errors import InputError, Overloaded, SegueError
 __all__ = ["Answer", "Closed", "Joiner", "Pair"]
 
 Pair = tuple[str, str]
-# Tokens of a turn. On a CPU smaller ones are slower, the smallest by a seventh (MiniLM-L6, two cores), and
-# larger ones make others wait; a device gets two of its batches, so that one runs while the other is encoded.
+# Tokens of a turn. On a CPU smaller turns are slower, the smallest by a seventh (MiniLM-L6, two cores), and
+# larger ones make others wait; a device gets two batches, so that one runs while the other is encoded.
 _TURN_TOKENS, _TURN_BATCHES = 4096, 2
-_BYTES = 5  # of a token of English, about, spaces counted
-_READ = 20  # bytes that are tokenised in the time of computing one, about; what is truncated is read, too
-_HELD = 64 << 20  # bytes of texts that may wait
+_BYTES = 5  # per token of English, about, spaces counted
+_READ = 20  # bytes tokenised in the time it takes to compute one, about; what is truncated is read too
+_HELD = 64 << 20  # bytes of text that may wait
 _CLOSED = "closed: no pairs are taken any more"
 
 
@@ -56,13 +56,13 @@ class Joiner:
     """Computes in a thread of its own, which starts with the first request. Safe to share between threads."""
 
     def __init__(self, engine: Engine, *, max_waiting: int | None) -> None:
-        """Let at most `max_waiting` pairs wait, and 64 MiB of texts; None: any number of both. A request that
+        """Let at most `max_waiting` pairs wait, and 64 MiB of text; None: no limit on either. A request that
         finds none waiting is taken whatever its size."""
         self._engine, self._max_waiting = engine, max_waiting
         self._turn = max(_TURN_TOKENS, _TURN_BATCHES * engine.info.max_batch_tokens)
         self._longest = engine.info.max_tokens
-        self._requests: deque[_Request] = deque()  # of which not every pair was begun
-        self._waiting = self._held = 0  # pairs of these that were not, and their bytes
+        self._requests: deque[_Request] = deque()  # those with pairs not begun yet
+        self._waiting = self._held = 0  # pairs not begun yet, and their bytes
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._closed = False
@@ -72,16 +72,16 @@ class Joiner:
 
     @property
     def waiting(self) -> int:
-        """Pairs that were asked for and not begun."""
+        """Pairs asked for and not begun yet."""
         return self._waiting
 
     def ask(
         self, pairs: Sequence[Pair], *, truncation: str = "longest_first", max_tokens: int | None = None
     ) -> Future[Answer]:
-        """Return what will be the answer for pairs of strings. Cancelling it saves the work.
+        """Return a future of the answer for pairs of strings. Cancelling it saves the work.
 
         Raises:
-            InputError: an option has no such value. What is wrong with a pair, the future says.
+            InputError: an option has no such value. A bad pair fails the future instead.
             Overloaded: too many pairs are waiting.
         """
         self._engine._encode([], truncation, max_tokens)
@@ -106,23 +106,23 @@ class Joiner:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, name="segue-joiner", daemon=True)
                 self._thread.start()
-                atexit.register(self.close)  # or the process would end in the middle of a turn, and crash
+                atexit.register(self.close)  # else the process would end during a turn, and crash
             self._requests.append(request)
             self._waiting += len(pairs)
             self._held += held
             self._changed.notify()
-        asked = weakref.ref(request)  # or it would live until cycles are collected, texts and all
+        asked = weakref.ref(request)  # else it and its texts live until cycles are collected
         request.future.add_done_callback(lambda _: self._forget(asked()))
         return request.future
 
     def open(self) -> None:
-        """Take requests again, after it was closed."""
+        """Take requests again after `close`."""
         self._closed = False
 
     def close(self) -> None:
-        """Take no more, end the turn that is computed, and fail what was not begun by then."""
+        """Take no more, let the current turn end, and fail what was not begun by then."""
         if os.getpid() != self._process:
-            return  # the thread stayed behind where this process was forked from, with the lock perhaps
+            return  # the thread stayed in the process this was forked from, perhaps with the lock
         with self._changed:
             self._closed = True
             self._changed.notify()
@@ -132,8 +132,8 @@ class Joiner:
             atexit.unregister(self.close)
 
     def _forget(self, request: _Request | None) -> None:
-        """Begin no more pairs of a request that has ended, as a cancelled one may have some left. One that is
-        gone has none."""
+        """Begin no more pairs of a request that has ended: a cancelled one may have some left, one that is
+        gone (None) none."""
         if request is None:
             return
         with self._changed:
@@ -145,10 +145,10 @@ class Joiner:
         while turn := self._next_turn():
             self.turns += 1
             self._compute(turn)
-            del turn  # or its requests would stay while nobody asks
+            del turn  # else its requests would live on while idle
 
     def _next_turn(self) -> list[tuple[_Request, int]]:
-        """Wait for pairs and return some, each as its request and its place there; none: this is the end."""
+        """Wait for pairs and return some, each as a request and a place in it; no pairs: closed."""
         with self._changed:
             while True:
                 if self._closed:
@@ -198,10 +198,10 @@ class Joiner:
                 ):
                     one.done(place, row, size, short)
                 return
-            except BaseException as error:  # this thread has to live
+            except BaseException as error:  # this thread must go on
                 if isinstance(error, SegueError) and error.index is not None:
                     if not isinstance(error, InputError):
-                        self.broken = error  # values that are not finite: it may give none for any pair
+                        self.broken = error  # not finite: perhaps it gives no finite values any more
                     bad, place = turn[error.index]
                     bad.fail(error.at(place))
                     turn = [entry for entry in turn if entry[0] is not bad]
@@ -242,14 +242,14 @@ class _Request:
         return self.begun - 1
 
     def done(self, place: int, logits: NDArray[np.float32], tokens: Any, truncated: Any) -> None:
-        """Note what became of one pair; with the last one comes the answer."""
+        """Note one pair's result; after the last one, give the answer."""
         self._logits[place], self._tokens[place], self._truncated[place] = logits, tokens, truncated
         self._ended += 1
         if self._ended == len(self.pairs):
             self.answer()
 
     def answer(self) -> None:
-        """Let the caller have what is known of all pairs."""
+        """Give the caller the results of all pairs."""
         if self._open():
             started = self._started
             self.future.set_result(
@@ -263,10 +263,10 @@ class _Request:
             )
 
     def fail(self, error: BaseException) -> None:
-        """Let the caller have the error."""
+        """Give the caller the error."""
         if self._open():
             self.future.set_exception(error)
 
     def _open(self) -> bool:
-        """Tell whether the caller still waits, and let none cancel from here on."""
+        """Tell whether the caller still waits; refuse cancelling from now on."""
         return not self.future.done() and self.future.set_running_or_notify_cancel()

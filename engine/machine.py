@@ -1,6 +1,6 @@
 """Which machine and which packages a measurement was made on: plain records, ready for JSON.
 
-Imports no package to ask it: a GPU is named only where something else has loaded torch already.
+Imports no package to ask it: a GPU is named only if something else has already loaded torch.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
 
 
 def _from_cpuinfo(path: Path) -> str:
-    """Return "model name", which ARM kernels do not write; "" then."""
+    """Return "model name", or "" where it is not given, as on ARM."""
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -71,7 +71,7 @@ def _from_cpuinfo(path: Path) -> str:
 def _memory() -> int | None:
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):  # Windows has no sysconf, other systems not these names
+    except (AttributeError, ValueError, OSError):  # Windows has no sysconf, some systems lack the names
         return None
 
 

@@ -11,7 +11,7 @@ __all__ = ["peak_memory"]
 def peak_memory() -> int | None:
     """Return the most bytes of RAM this process has held, None where the system does not say.
 
-    On Linux what getrusage says is no good: there a new process inherits the peak of the one that started it.
+    getrusage is no good on Linux, where a new process inherits the peak of the one that started it.
     """
     try:
         with open("/proc/self/status", encoding="utf-8") as status:

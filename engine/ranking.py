@@ -1,4 +1,4 @@
-"""A query and documents: what may be ranked, and the list that comes of it."""
+"""A query and documents: what may be ranked, and the resulting list."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def check_ranking(
     """Return the documents as a list, and `top_k`, before anything is computed.
 
     Raises:
-        InputError: the query or a document is no string, `top_k` no number from 1, or the model has no label
-            that is the score.
+        InputError: the query or a document is no string, `top_k` no number from 1, or no label of the model
+            is the score.
     """
     positive_column(head)
     if not isinstance(query, str):

@@ -43,7 +43,7 @@ def write_scores(
         scores_only: leave the rows out.
 
     Raises:
-        InputError: this format cannot hold a row, or there is a column of a score's name already.
+        InputError: this format cannot hold a row, or a column already has a score's name.
     """
     names = [] if scores_only else table.names
     titled = format != "tsv" or header

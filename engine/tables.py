@@ -5,8 +5,8 @@
     jsonl   an object a line, columns by key, or an array a line, columns by place.
 
 Every row has as many columns as the first (JSONL objects: at least the ones that are read). Blank lines at
-the end are ignored and an error elsewhere; where documents are read from a TSV of one column, a blank line is
-an empty one. Memory holds one row. Knows nothing about models, nor where the bytes come from.
+the end are ignored and an error elsewhere; in a TSV of one column of documents, a blank line is an empty
+document. Memory holds one row. Knows nothing about models, nor where the bytes come from.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ __all__ = ["FORMATS", "Row", "Table", "format_of", "read_table"]
 FORMATS = ("tsv", "csv", "jsonl")
 _ENDINGS = {".txt": "tsv", ".tab": "tsv", ".tsv": "tsv", ".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
 
-# Characters. The csv module's own limit of 131,072 would refuse a long passage; without any, a quote that is
-# never closed would take the rest of the file into memory.
+# Characters. The csv module's own limit of 131,072 would refuse a long passage; with none, an unclosed quote
+# would take the rest of the file into memory.
 _LONGEST_CSV_FIELD = 1 << 26
 
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")  # what only a JSON escape can bring into a text
 
 _Record = list[Any] | dict[str, Any]
-# The line it begins on, the columns ([] for a blank line), and of JSONL the line itself.
+# The line it begins on, the columns ([] for a blank line), and for JSONL the line.
 _Parsed = tuple[int, _Record, str]
 
 
@@ -124,7 +124,7 @@ def _parse_csv(lines: Iterator[str], name: str) -> Iterator[_Parsed]:
     csv.field_size_limit(_LONGEST_CSV_FIELD)  # the module has one limit for the whole process
     reader = csv.reader(lines, strict=True)
     while True:
-        line = reader.line_num + 1  # counts what it has taken from `lines`, several for one record at times
+        line = reader.line_num + 1  # it counts lines taken from `lines`, sometimes several per record
         try:
             record = next(reader)
         except StopIteration:
@@ -152,7 +152,7 @@ _PARSERS = {"tsv": _parse_tsv, "csv": _parse_csv, "jsonl": _parse_jsonl}
 
 
 def _documents(parsed: Iterator[_Parsed], name: str) -> Iterator[_Parsed]:
-    """Blank lines as empty documents, where the first line has no more than one column."""
+    """Make blank lines empty documents if the first line has no more than one column."""
     first = next(parsed, None)
     if first is None:
         return parsed
@@ -174,7 +174,7 @@ def _without_last_blanks(parsed: Iterator[_Parsed], name: str) -> Iterator[_Pars
 
 
 def _rows(parsed: Iterable[_Parsed], places: list[Any], width: int | None, name: str) -> Iterator[Row]:
-    """Yield the rows: arrays of `width` columns, or (None) objects; `places` are the indices or keys read."""
+    """Yield the rows: arrays of `width` columns, or objects (None); `places`: the indices or keys to read."""
     kind, kinds = (dict, "object") if width is None else (list, "array")
     for line, record, text in parsed:
         if type(record) is not kind:

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from segue.files import STREAM, destination
 
 if TYPE_CHECKING:
-    from segue.report import Explanation  # and numpy with it, which a message need not wait for
+    from segue.report import Explanation  # loads numpy, which a message need not wait for
 
 __all__ = ["Progress", "aligned", "describe", "explanation_text", "printable", "say"]
 
 
 def say(text: str) -> None:
-    """Write a text to stdout as UTF-8, whatever the locale; names of files as they are."""
+    """Write a text to stdout as UTF-8, whatever the locale; file names as they are."""
     with destination(STREAM) as out:
         out.write(text.encode(errors="surrogateescape"))
 
@@ -59,7 +59,7 @@ def describe(record: Mapping[str, Any]) -> str:
 
 
 def aligned(rows: Sequence[Sequence[str]], *, left: tuple[int, ...]) -> list[str]:
-    """Return a line for each row, its cells in columns, those of `left` set left and the others right."""
+    """Return a line for each row, cells in columns: those in `left` aligned left, the others right."""
     widths = [max(map(_width, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:
@@ -91,7 +91,7 @@ def _width(text: str) -> int:
 
 
 def printable(text: str) -> str:
-    """Return the text with what would move or colour a terminal's cursor written as an escape."""
+    """Return the text with what would move or colour a terminal's cursor escaped."""
     return "".join(c if c.isprintable() or unicodedata.combining(c) else repr(c)[1:-1] for c in text)
 
 
@@ -122,7 +122,7 @@ class Progress:
         return self._file.tell() if self._by_bytes else self._rows
 
     def reach(self, position: int) -> None:
-        """Move the bar to where a row lies that is done."""
+        """Move the bar to a finished row's position."""
         if self._bar is not None:
             self._bar.update(position - self._bar.n)
 

@@ -1,10 +1,9 @@
 """Pairs of strings to token ids: the first of the four steps.
 
-Each distinct sentence is put together once, from the ids of its words, and each distinct pair kept once;
-pairs are told apart by the numbers of their sentences and assembled later, as `[CLS] A [SEP] B [SEP]`. The
-tokenizer reads a word when it is new, and not again while it is remembered. It is configured when it is read
-and never changed, and what it makes of a word depends on nothing else, so any number of threads may encode at
-once. Knows nothing about batches.
+Each distinct sentence is put together once, from the ids of its words, and each distinct pair is kept once,
+as the numbers of its sentences, and assembled later, as `[CLS] A [SEP] B [SEP]`. The tokenizer reads a new
+word, and not again while it is remembered. It is configured when loaded and never changed, and a word's ids
+depend on nothing else, so any number of threads may encode at once. Knows nothing about batches.
 """
 
 from __future__ import annotations
@@ -33,8 +32,8 @@ __all__ = [
     "read_pairs",
 ]
 
-_FAR = 8  # characters to a token, from which on a text is looked at; English has 5
-_TOKENS = 4  # that a character may become: so many does decomposition make of one
+_FAR = 8  # characters per token beyond which a text is examined; English has 5
+_TOKENS = 4  # that a character may become: decomposition makes as many of one
 
 TRUNCATIONS = ("longest_first", "only_first", "only_second", "error")
 
@@ -127,7 +126,7 @@ class PairEncoder:
         at_once: int | None,
         enough: int | None,
     ) -> Iterator[Step]:
-        """Yield what `Encoded` has of the sentences so far; of a long one, `enough` tokens will do."""
+        """Yield what `Encoded` holds for the sentences so far; `enough` tokens of a long one do."""
         far = set() if enough is None else _far_too_long(sentences, pairs, budget, _FAR * enough)
         ids, starts, kept = (Growing(a) for a in (np.empty(0, np.int32), np.zeros(1, np.int64), pairs[:0]))
         last = None
@@ -148,7 +147,7 @@ class PairEncoder:
             sizes = sizes_of(begins, pairs[done:whole])
             try:
                 left = truncated_lengths(sizes, budget, truncation)
-            except InputError as error:  # it names one of these pairs; the caller knows the one it gave
+            except InputError as error:  # its index is a row of this step; the caller's is another
                 row = done + (error.index or 0)
                 reason = self._reason([sentences[n] for n in pairs[row]], budget, truncation)
                 raise InputError(reason, index=int(np.argmax(inverse == row))) from None
@@ -158,7 +157,7 @@ class PairEncoder:
     def _spell(
         self, sentences: list[str], first: int, stop: int, far: set[int], enough: int
     ) -> tuple[NDArray[np.int32], Ints]:
-        """As `Words.spell`, of sentences[first:stop]. Of those in `far` only the beginning is read, if it has
+        """As `Words.spell`, for sentences[first:stop]. Of those in `far` only the beginning is read if it has
         `enough` tokens."""
         some = sentences[first:stop]
         cut = [n - first for n in far if first <= n < stop]
@@ -182,7 +181,7 @@ class PairEncoder:
         raise AssertionError("a part of a text was too long, and the whole is not")
 
     def warm_up(self) -> None:
-        """Do beforehand what would otherwise wait until thousands of words were new."""
+        """Do in advance what would otherwise wait for thousands of new words."""
         self._words.read_vocabulary()
 
     def tokens(self, ids: Ints) -> list[str]:
@@ -201,10 +200,10 @@ class PairEncoder:
 
 
 def _far_too_long(sentences: list[str], pairs: Ints, budget: int, reach: int) -> set[int]:
-    """Return the sentences of more than `reach` characters of which the beginning is enough.
+    """Return the sentences of more than `reach` characters whose beginning is enough.
 
-    Truncation leaves the same of such a one, whatever follows. It may not where both sides of a pair might
-    have more than half of the budget: then their lengths are compared, and both must be read whole.
+    Truncation leaves the same of these, whatever follows. It may not where both sides of a pair might have
+    more than half of the budget: then their lengths are compared, and both must be read whole.
     """
     long = {n for n, text in enumerate(sentences) if len(text) > reach}
     if long:
@@ -252,7 +251,7 @@ def _distinct(numbered: Ints, sentences: int) -> tuple[Ints, Ints]:
 
 
 def _rows(pairs: Any) -> Iterable[Any]:
-    """Return what gives two str at a time, or says as it is read which pair is none."""
+    """Return an iterable of two str each, raising at the first item that is none."""
     check_iterable("pairs", pairs, "(str, str)")
     return pairs if _plain(pairs) else _checked(pairs)
 
@@ -268,7 +267,7 @@ def _plain(pairs: Iterable[Any]) -> bool:
 
 
 def _checked(pairs: Iterable[Any]) -> Iterator[Any]:
-    """Yield the pairs up to the first that is none, and say what is wrong with that one."""
+    """Yield the pairs before the first bad one, and raise what is wrong with that one."""
     for index, pair in enumerate(pairs):
         if not isinstance(pair, (tuple, list, np.ndarray)):
             hint = "; one pair alone goes into a list: [(a, b)]" if isinstance(pair, str) else ""
@@ -282,7 +281,7 @@ def _checked(pairs: Iterable[Any]) -> Iterator[Any]:
 
 
 def check_unicode(name: str, text: str) -> None:
-    """Raise InputError where `text` has no UTF-8 form, which no tokenizer reads."""
+    """Raise InputError if `text` has no UTF-8 form: no tokenizer reads it then."""
     if found := _lone_surrogate(text):
         raise InputError(f"{name}: {found}")
 

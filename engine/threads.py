@@ -13,8 +13,8 @@ def available_threads() -> int:
     on_linux = hasattr(os, "sched_getaffinity")
     allowed = len(os.sched_getaffinity(0)) if on_linux else os.cpu_count() or 1
     quota = cgroup_quota()
-    # Rounded down: a thread beyond the quota would be stopped for part of every period, and the others wait
-    # for it.
+    # Rounded down: a thread beyond the quota would be stopped for part of every period, and the others would
+    # wait.
     return max(1, allowed if quota is None else min(allowed, int(quota)))
 
 

@@ -1,8 +1,8 @@
 """Words to token ids: each is tokenised when it is new and remembered, within bounds.
 
 BERT's tokenizers never look across a space, so the ids of a text are those of its words, end to end, and a
-lookup costs a seventh to an eighteenth of tokenising. Once thousands of words were new, a plain one that is
-in the vocabulary as a whole, with or without a mark at its end, needs no tokenizer at all. What is remembered
+lookup costs a seventh to an eighteenth of tokenising. After thousands of new words, a plain word that is
+whole in the vocabulary, with or without a mark at its end, needs no tokenizer at all. What is remembered
 depends on the word alone, so any number of threads may use it at once. Where a tokenizer does look across
 spaces, whole sentences take the place of words. Knows nothing about pairs.
 """
@@ -23,10 +23,10 @@ from tokenizers.pre_tokenizers import BertPreTokenizer
 __all__ = ["Words"]
 
 _SENTENCES_AT_ONCE = 1024  # bounds the lists of their words, and how far room is overrun
-_RUN = 64  # new words that are tokenised as one text, which itself costs as much as a word, 4 us
-_TEXTS = 256  # such texts in a call, for the tokenizer's threads to share; its objects take 70 bytes a token
-_WORTH = 8192  # new words, from which on it pays to have read the vocabulary: 20 ms and 5 MB
-_REMEMBERED = 1 << 18  # characters, and _EACH more a word: of prose some 11,000 words, twice, in 3 MB
+_RUN = 64  # new words tokenised as one text, which itself costs as much as a word, 4 us
+_TEXTS = 256  # such texts per call, for the tokenizer's threads to share; its objects take 70 bytes a token
+_WORTH = 8192  # new words after which reading the vocabulary pays: it takes 20 ms and 5 MB
+_REMEMBERED = 1 << 18  # characters, plus _EACH per word: some 11,000 words of prose, twice, in 3 MB
 _EACH = 16
 
 
@@ -62,14 +62,14 @@ def _plain(word: str) -> bool:
 
 
 def _longest_word(tokenizer: Tokenizer) -> int:
-    """The most ids of what is read in one: a word, with the beginning of an added token."""
+    """The most ids of what is read as one: a word with the beginning of an added token."""
     added = tokenizer.get_added_tokens_decoder().values()
     longest: int = tokenizer.model.max_input_chars_per_word
     return longest + max((len(token.content) for token in added), default=0)
 
 
 def _newest(known: dict[str, bytes]) -> dict[str, bytes]:
-    """Return the newest of the words, as many as may be remembered."""
+    """Return the newest words, as many as may be remembered."""
     kept, room = {}, _REMEMBERED
     for word in reversed(list(known)):  # at once: other threads add to it
         room -= len(word) + _EACH
@@ -90,14 +90,14 @@ class Words:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        # Stands between the words of a text, so that its id parts theirs.
+        # Stands between words of a text: its id separates theirs.
         self._bar = tokenizer.token_to_id("|") if _word_by_word(tokenizer) else None
         self._splits = 0 if self._bar is None else -1
-        # How many ids at the end of a text might be others if the text went on; None: any.
+        # How many ids at the end of a text might differ if the text went on; None: any.
         self.tail = None if self._bar is None else _longest_word(tokenizer)
         self._lower = self._bar is not None and tokenizer.normalizer.lowercase
         self._whole: dict[str, bytes] | None = None if self._bar is not None else {}
-        self._met = 0  # new words so far, about: threads may count past each other
+        self._met = 0  # new words so far, about: threads may lose counts
         self._known: dict[str, bytes] = {}  # as int32
         self._older: dict[str, bytes] = {}  # what was known when room last ran out; words come back from it
         self._room = _REMEMBERED
@@ -132,7 +132,7 @@ class Words:
         return np.frombuffer(b"".join(rows), dtype=np.int32), starts
 
     def read_vocabulary(self) -> None:
-        """Do now what otherwise waits until enough words have been new."""
+        """Do now what otherwise waits for enough new words."""
         if self._whole is None:
             self._whole = _whole_words(self._tokenizer)
             self._known.update(self._whole)
@@ -159,7 +159,7 @@ class Words:
         return rest
 
     def _learn(self, words: list[str], known: dict[str, bytes], run: int) -> None:
-        """Add the ids of `words`, of which the tokenizer gets `run` at a time as one text."""
+        """Add the ids of `words`, which are tokenised `run` at a time as one text."""
         for first in range(0, len(words), run * _TEXTS):
             some = words[first : first + run * _TEXTS]
             runs = [some[start : start + run] for start in range(0, len(some), run)]
@@ -168,7 +168,7 @@ class Words:
             for part, encoding in zip(runs, found, strict=True):
                 ids = np.array(encoding.ids, dtype=np.int32)
                 bars = np.flatnonzero(ids == self._bar) if len(part) > 1 else ids[:0]
-                if len(bars) > len(part) - 1:  # there is one in a word, or what normalises to one
+                if len(bars) > len(part) - 1:  # a word holds one, or what normalises to one
                     self._learn(part, known, 1)
                     continue
                 data, start = ids.tobytes(), 0
