@@ -1,8 +1,8 @@
 """A fresh process that loads a model and scores: started by `process` with -m, imported by nothing.
 
 Reads {"load": arguments of Engine.load, "pairs": [[a, b], ...]} from stdin, and writes to stdout how long the
-import, the load and the first score took, and what memory it came to. Whatever it needs besides the engine is
-imported once the engine has been.
+import, the load and the first score took, and what memory it used. Whatever it needs besides the engine is
+imported after the engine.
 """
 
 from __future__ import annotations

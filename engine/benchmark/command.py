@@ -45,7 +45,7 @@ _TRIAL_SHARE = 1 / 3  # of a scenario's seconds, for each of Server's trials, so
 def run(arguments: Namespace) -> int:
     """Measure, print, write; return 1 where a figure is below what was asked for.
 
-    All that can be wrong with what was asked shows before anything is measured.
+    Anything wrong with what was asked shows before anything is measured.
     """
     options = Options.of(arguments)
     old = None if options.compare is None else read_record(options.compare)

@@ -67,7 +67,7 @@ def _latencies(axes: Any, record: Mapping[str, Any]) -> None:
 
 
 def _labelled(value: float, _: int) -> str:
-    """Name the twos and fives between powers of ten; the others would run into each other."""
+    """Label only twos and fives between powers of ten; the others would run into each other."""
     return f"{value:g}" if f"{value:e}"[0] in "25" else ""
 
 
@@ -85,7 +85,7 @@ def _server(axes: Any, record: Mapping[str, Any]) -> None:
 
 
 def _offline(axes: Any, record: Mapping[str, Any]) -> None:
-    """What of a call each step takes."""
+    """Each step's share of a call."""
     steps = record["scenarios"]["Offline"]["steps"]
     middles = [median(steps[name]) for name in STEPS]
     whole = sum(middles)
@@ -126,7 +126,7 @@ def _cold(axes: Any, record: Mapping[str, Any]) -> None:
 
 
 def _memory(axes: Any, record: Mapping[str, Any]) -> None:
-    """MiB before the first score and at the most; on a GPU, PyTorch's too."""
+    """MiB before the first score and at the peak; on a GPU, PyTorch's too."""
     found = record["scenarios"]["Memory"]
     names = ("memory_loaded", "memory_peak", "gpu_allocated", "gpu_reserved")
     known = {name.replace("memory_", "").replace("_", ", "): found[name] for name in names if found[name]}

@@ -20,7 +20,7 @@ _STEPS = ("import", "load", "first_score")
 
 
 def cold_start(load: Mapping[str, Any], pair: Pair, *, repeats: int = REPEATS) -> dict[str, Any]:
-    """Start so many processes that load the model and score one pair.
+    """Start `repeats` processes that load the model and score a pair.
 
     Args:
         load: the arguments of `Engine.load`, ready for JSON.
@@ -44,8 +44,8 @@ def peak_memory(load: Mapping[str, Any], pairs: Sequence[Pair]) -> dict[str, Any
     """Start a process that loads the model and scores all pairs in one call.
 
     Returns:
-        The figure: bytes of RAM at the most. `memory_loaded` is that before the first score. `gpu_allocated`
-        and `gpu_reserved` are bytes of PyTorch's, None where the executor does not use it.
+        The figure: peak bytes of RAM. `memory_loaded` is that before the first score. `gpu_allocated` and
+        `gpu_reserved` are PyTorch's bytes, None where the executor does not use it.
     """
     told = _child(load, pairs)
     kept = {name: value for name, value in told.items() if name not in _STEPS}

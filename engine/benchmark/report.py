@@ -14,13 +14,13 @@ from segue.benchmark.split import STEPS
 __all__ = ["markdown", "number", "to_json"]
 
 _NUMBERS = re.compile(r"\[\n[-+\d\s,.e]*\]")
-_DIGITS = 7  # of seconds after the point: a tenth of a microsecond
-_PERCENTILES = {"p50": 2, "p90": 10, "p95": 20, "p99": ENOUGH}  # queries of which each leaves out one
+_DIGITS = 7  # decimals of seconds: a tenth of a microsecond
+_PERCENTILES = {"p50": 2, "p90": 10, "p95": 20, "p99": ENOUGH}  # queries for one to lie beyond each
 _MIB = 1 << 20
 
 
 def to_json(record: Mapping[str, Any]) -> str:
-    """Return JSON with a line for each list of numbers, however many."""
+    """Return JSON with each list of numbers on one line, however long."""
     text = json.dumps(_rounded(record), ensure_ascii=False, indent=1)
     return _NUMBERS.sub(lambda found: " ".join(found[0].split()), text) + "\n"
 
@@ -39,7 +39,7 @@ def markdown(record: Mapping[str, Any]) -> str:
 
 
 def number(value: float) -> str:
-    """Return three digits that count, or all those before the point."""
+    """Return three significant digits, or all before the point."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:#.3g}"
 
 
@@ -196,7 +196,7 @@ _SECTIONS = {"Offline": _offline, "Grid": _grid, "ColdStart": _cold, "Memory": _
 
 
 def _table(rows: Sequence[Sequence[str]], *, left: int = 1) -> str:
-    """Return a Markdown table, aligned for who reads it raw: `left` columns set left, the others right."""
+    """Return a Markdown table, aligned for reading it raw: `left` columns set left, the others right."""
     widths = [max(3, *map(len, column)) for column in zip(*rows, strict=True)]
     rule = ["-" * width if place < left else "-" * (width - 1) + ":" for place, width in enumerate(widths)]
     lines = []

@@ -39,14 +39,14 @@ Pair = tuple[str, str]
 Score = Callable[[Sequence[Pair]], object]
 
 MULTI_STREAM = 8  # pairs a query, as MLPerf has it
-ENOUGH = 100  # of fewer, the hundredth that is slower than p99 is no query at all
+ENOUGH = 100  # with fewer, the hundredth slower than p99 is less than one query
 _CALLS = 3  # the median of fewer is no better than one of them
 _OVERTIME = 3  # times the seconds meant that these calls may take
 _SHARES = {"p50": 0.50, "p90": 0.90, "p95": 0.95, "p99": 0.99}
 
 
 class Clock(NamedTuple):
-    """now: seconds since any moment. sleep: wait so many of them."""
+    """now: seconds since some moment. sleep: wait so many."""
 
     now: Callable[[], float]
     sleep: Callable[[float], object]

@@ -20,7 +20,7 @@ __all__ = ["TRIALS", "arrivals", "highest_rate", "server", "trial"]
 
 TRIALS = 6  # halvings of what the engine can answer at all: the figure is that, to a 64th of it
 _SHARE = 0.99
-_ARRIVALS = 3  # sets their random numbers apart from those that make up pairs
+_ARRIVALS = 3  # keeps their random numbers apart from those of made-up pairs
 
 
 def server(
@@ -111,9 +111,9 @@ def trial(
 def arrivals(rate: float, seconds: float, seed: int) -> NDArray[np.float64]:
     """Return when queries arrive, in order, in [0, seconds): a Poisson process of which the count is known.
 
-    The count is the mean's, at least 1, so that a trial has the rate it is named by; given the count, a
-    Poisson process is that many uniform moments, and sums of exponential gaps scaled to the last of them are
-    such. One seed gives the same pattern at any rate, drawn together as the rate grows.
+    The count is the mean, at least 1, so that a trial has the rate it is named by; given the count, a Poisson
+    process is that many uniform moments, and so are sums of exponential gaps scaled to the last of them. One
+    seed gives the same pattern at any rate, compressed as the rate grows.
     """
     count = max(1, round(rate * seconds))
     moments = np.random.default_rng((_ARRIVALS, seed)).exponential(size=count + 1).cumsum()
@@ -121,7 +121,7 @@ def arrivals(rate: float, seconds: float, seed: int) -> NDArray[np.float64]:
 
 
 def _capacity(score: Score, pairs: Sequence[Pair], seconds: float, clock: Clock) -> float:
-    """Return the queries a second of a caller that never waits: no higher rate can be held for long."""
+    """Return the queries per second of a caller that never waits: no higher rate holds for long."""
     asked = queries(pairs, 1)
     answered = 0
     started = clock.now()

@@ -14,13 +14,13 @@ from segue.head import scores
 
 __all__ = ["STEPS", "split"]
 
-STEPS = ("tokenise", "plan", "execute", "head")  # to execute is to lay out the batches and to run them
+STEPS = ("tokenise", "plan", "execute", "head")  # execute: lay out the batches and run them
 
 
 def split(
     engine: Engine, pairs: Sequence[Pair], *, seconds: float, clock: Clock = REAL
 ) -> dict[str, list[float]]:
-    """Score all pairs for so many seconds, at least once; return each step's seconds, a number a call."""
+    """Score all pairs for `seconds`, at least once; return each step's seconds, one number per call."""
     taken: dict[str, list[float]] = {name: [] for name in STEPS}
     started = clock.now()
     while not taken["head"] or clock.now() - started < seconds:

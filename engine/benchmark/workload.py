@@ -1,9 +1,9 @@
 """The pairs that a benchmark scores: made of the model's own vocabulary, or the user's.
 
 Synthetic pairs are of whole words that are one token each, so a pair has exactly the length asked for, and no
-two are equal. The same tokenizer, seed and numbers give the same pairs on any machine. Describing pairs has
-an engine's encoder read them, so what it remembers of words it knows before the first query, as it does of
-most words in a stream of prose.
+two are equal. The same tokenizer, seed and numbers give the same pairs on any machine. To describe
+pairs, an engine's encoder reads them, so the words that it remembers are known before the first query, as
+most words in a stream of prose are.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ __all__ = [
 SHORTEST = MIN_TOKENS + 2  # a word on either side
 _MEAN, _SIGMA = 60, 0.8  # tokens, and the spread of their logarithm: sentences, with a tail of passages
 _TRIES = 100
-_LENGTH_ORDER, _DRAWN_WORDS = 1, 2  # set the random numbers of either apart, whatever the seed
+_LENGTH_ORDER, _DRAWN_WORDS = 1, 2  # keep their random numbers apart, whatever the seed
 
 Ints = NDArray[np.int64]
 

@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 EXECUTORS = ("auto", "onnxruntime", "triton")
-# Both packages write to the same folder, so that whichever goes takes files of the other along.
+# Both packages write to the same folder, so uninstalling one removes files of the other.
 ONNX_RUNTIME_ANEW = (
     "pip uninstall onnxruntime onnxruntime-gpu, then pip install 'segue[gpu]', or 'segue[cpu]' without a GPU"
 )
@@ -49,16 +49,16 @@ class Executor(Protocol):
     description: list[str]  # what `engine.info` prints as the plan
 
     def tokens_at_once(self, total: int) -> int:
-        """Return how many tokens a batch does best to have, of so many in all; at most `batch_tokens`."""
+        """Return the best number of tokens for a batch, of `total` in all; at most `batch_tokens`."""
 
     def run(self, batches: Iterable[PackedBatch]) -> Iterator[NDArray[np.float32]]:
-        """Yield the logits `[B, C]` of each batch, in order; the next batch may be taken before."""
+        """Yield the logits `[B, C]` of each batch, in order; the next batch may be taken first."""
 
     def warm_up(self) -> Iterator[tuple[int, int]]:
-        """Do beforehand what first batches would wait for; yields (done, of how many) on the way."""
+        """Do in advance what first batches would wait for; yields (done, of how many) on the way."""
 
     def close(self) -> None:
-        """Give back what the model occupies."""
+        """Free what the model occupies."""
 
 
 def open_executor(
@@ -80,14 +80,14 @@ def open_executor(
         model: the graph's file.
         batch_tokens: tokens run at once, or None for what suits the executor.
         longest: tokens of the longest pair.
-        batch_invariant: keep to the bit, under triton, what a pair gives in any batch.
-        dimensions: of the model. An executor that checks no ids as it runs holds the graph's tables to them.
+        batch_invariant: under triton, give a pair the same bits in any batch.
+        dimensions: of the model. An executor that checks no ids checks the graph's tables against them.
         stored: the precision of the weights in the file; int8 weights are computed with in int8, on a CPU.
 
     Raises:
         InputError: a name is unknown.
-        BundleError: the graph is none that the executor runs.
-        ExecutorUnavailable: what was asked for by name cannot be had here.
+        BundleError: the executor does not run this graph.
+        ExecutorUnavailable: what was asked for by name is missing here.
     """
     check_choice(executor, device, precision, stored)
     if stored == "int8":
@@ -137,7 +137,7 @@ def check_choice(executor: str, device: str, precision: str | None, stored: str 
 
     Raises:
         InputError: a name is unknown.
-        ExecutorUnavailable: int8 is asked for, or stored, and something that it is not computed by.
+        ExecutorUnavailable: int8 is asked for, or stored, with something that cannot compute it.
     """
     if executor not in EXECUTORS:
         raise InputError(f"executor: expected one of {', '.join(EXECUTORS)}, got {executor!r}")
@@ -184,7 +184,7 @@ def execute(
 
     Raises:
         InputError: a batch that is only now encoded has a bad pair; the message names it.
-        BundleError: the graph has not as many logits as there are labels.
+        BundleError: the graph has not as many logits as labels.
         SegueError: the model gave a value that is not finite; the message names the pair.
     """
     logits = np.empty((len(encoded.pairs), labels), dtype=np.float32)

@@ -30,16 +30,16 @@ if TYPE_CHECKING:
 __all__ = ["OnnxRuntimeExecutor"]
 
 _CUDA, _CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
-# Tokens of a batch: for each thread that shares it, and within what bounds; one thread alone does best with
-# the fewest. More of them leave the cache of a CPU, fewer leave its matrix products short.
+# Tokens of a batch: for each thread that shares it, and the bounds; one thread alone does best with the
+# fewest. More would leave a CPU's cache, fewer make its matrix products short.
 _TOKENS_A_THREAD, _FEWEST_TOKENS, _MOST_TOKENS = 256, 512, 2048
-_MANY = 4  # batches a thread from which on they run side by side
+_MANY = 4  # batches per thread from which they run side by side
 _CLOSED = "this engine is closed"
 _sessions: WeakSet[Any] = WeakSet()  # those of this process
 
 
 def _keep_sessions() -> None:
-    """Keep every session of a forked child until the child exits. To destroy one would wait for its threads,
+    """Keep every session of a forked child until the child exits. Destroying one would wait for its threads,
     which a fork leaves behind, and so for ever; when the process exits nobody waits for them."""
     for session in _sessions:
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(session))
@@ -53,7 +53,7 @@ class OnnxRuntimeExecutor:
     """ONNX Runtime's sessions of one model. `run` may be called from any number of threads.
 
     On a CPU all threads share a batch, so that a single one is done soon. Many batches run side by side, one
-    a thread, as then no thread waits for another: with two threads that is a tenth more batches a second. It
+    per thread, so that no thread waits for another: with two threads, a tenth more batches a second. This
     takes a second session, with a second copy of the weights, which is opened the first time there are so
     many. If the model's file has changed or gone by then, batches still run one after the other.
     """
@@ -78,7 +78,7 @@ class OnnxRuntimeExecutor:
         """Take over a session whose providers have been checked.
 
         Args:
-            another: opens a session of a single thread, of the same file.
+            another: opens a single-threaded session of the same file.
             unchanged: tells whether that file is still what it was.
             beside_tokens: of a batch where many run side by side; None: `batch_tokens`.
             exact_int8: it runs in the mode for CPUs on which products of int8 overflow.
@@ -108,11 +108,11 @@ class OnnxRuntimeExecutor:
         batch_tokens: int | None,
         stored: str = "float32",
     ) -> OnnxRuntimeExecutor:
-        """Load `model`. Weights that are stored as int8 are computed with so.
+        """Load `model`. Weights stored as int8 are computed with as int8.
 
         Raises:
             BundleError: ONNX Runtime cannot load the file.
-            ExecutorUnavailable: the device or the precision cannot be had.
+            ExecutorUnavailable: the device or precision is unavailable.
         """
         own = "int8" if stored == "int8" else "float32"
         if precision not in (None, own):
@@ -142,13 +142,13 @@ class OnnxRuntimeExecutor:
         return cls(session, f"cuda:{number}", threads=threads, batch_tokens=batch_tokens or _MOST_TOKENS)
 
     def tokens_at_once(self, total: int) -> int:
-        """Return how many tokens a batch does best to have, of so many in all."""
+        """Return the best number of tokens for a batch, of `total` in all."""
         beside = self._another and total >= _MANY * self.threads * self._beside_tokens
         return self._beside_tokens if beside else self.batch_tokens
 
     def run(self, batches: Iterable[PackedBatch]) -> Iterator[NDArray[np.float32]]:
         """Yield the logits `[B, C]` of each batch, in order. If `close` is called meanwhile, the rest is
-        computed all the same, or refused.
+        still computed, or refused.
 
         Raises:
             SegueError: ONNX Runtime failed, or this was closed.
@@ -164,7 +164,7 @@ class OnnxRuntimeExecutor:
             yield from (self._logits(session, batch) for batch in chain(first, batches))
 
     def warm_up(self) -> Iterator[tuple[int, int]]:
-        """Open the session for batches side by side; nothing else has to be waited for."""
+        """Open the session for batches side by side; nothing else needs a warm-up."""
         if self._may_open():
             self._open_single()
             yield 1, 1
@@ -178,9 +178,9 @@ class OnnxRuntimeExecutor:
             pool.shutdown()
 
     def _side_by_side(self, shared: Any, batches: Iterable[PackedBatch]) -> Iterator[NDArray[np.float32]]:
-        """Yield the logits of each batch, in order; at most twice as many as there are threads are begun.
+        """Yield the logits of each batch, in order; at most two batches per thread are begun.
 
-        As the process ends, nothing more starts in other threads: then they run one by one in `shared`.
+        As the process ends, other threads start nothing more: the rest then run one by one in `shared`.
         """
         begun: deque[Future[NDArray[np.float32]]] = deque()
         try:
@@ -205,7 +205,7 @@ class OnnxRuntimeExecutor:
                 waiting.cancel()
 
     def _may_open(self) -> bool:
-        """Tell whether there is a session of a single thread, or can be; the first time it cannot, log it."""
+        """Tell whether there is or can be a single-threaded session; the first time there cannot, log it."""
         with self._opening:
             if self._another and not self._single and not self._unchanged():
                 import logging
@@ -218,7 +218,7 @@ class OnnxRuntimeExecutor:
             return self._another is not None
 
     def _open_single(self) -> tuple[Any, ThreadPoolExecutor]:
-        """The session of a single thread, and the threads that run it."""
+        """Return the single-threaded session and the threads for it."""
         with self._opening:
             if self._pool is None:
                 if self._another is None:
@@ -241,7 +241,7 @@ class OnnxRuntimeExecutor:
 
 
 def _state(model: Path) -> list[tuple[int, int, int, int]]:
-    """What a graph's files are known by, so that it shows if others take their place, or none."""
+    """Return what identifies a graph's files, so that it shows if they are replaced or gone."""
     found = []
     for path in (model, model.with_name(f"{model.name}.data")):
         with suppress(OSError):
@@ -258,7 +258,7 @@ def _cuda_session(model: Path, number: int, threads: int) -> Any:
         )
     onnxruntime.preload_dlls()  # finds CUDA and cuDNN where pip put them, with torch or on their own
     session = _session(model, [(_CUDA, {"device_id": number}), _CPU], threads)
-    if session.get_providers()[0] != _CUDA:  # it falls back to the CPU with no more than a line in the log
+    if session.get_providers()[0] != _CUDA:  # it falls back to the CPU with only a line in the log
         raise ExecutorUnavailable(
             f"device='cuda:{number}': onnxruntime-gpu is installed, but its CUDA provider did not start: "
             "is there an NVIDIA GPU with this number, a driver, and the CUDA and cuDNN libraries?"
@@ -271,15 +271,15 @@ def _session(model: Path, providers: list[Any], threads: int, *, exact_int8: boo
     # Given, so that ONNX Runtime neither counts the host's cores nor pins threads.
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    # The arena, on by default, keeps a batch's memory for the next: what went back to the system would come
-    # again as pages to be mapped and cleared, a sixth of all time. It grows to what the largest batch takes,
+    # The arena, on by default, keeps a batch's memory for the next: memory given back to the system comes
+    # back as pages to be mapped and cleared, a sixth of all time. It grows to what the largest batch takes,
     # which planning bounds. A memory pattern would be kept for every shape ever seen.
     options.enable_mem_pattern = False
     if exact_int8:
         options.add_session_config_entry(*EXACT_INT8)
     options.log_severity_level = 3  # errors; what a warning would say is checked and raised here
     try:
-        name = os.fsencode(model).decode()  # whatever Python takes the system's names for
+        name = os.fsencode(model).decode()  # whatever encoding Python uses for file names
     except UnicodeDecodeError as error:
         raise BundleError(f"{model}: the name is not UTF-8, and ONNX Runtime opens no such file") from error
     try:
@@ -292,7 +292,7 @@ def _session(model: Path, providers: list[Any], threads: int, *, exact_int8: boo
 
 
 def _check_face(session: Any, model: Path) -> None:
-    """Refuse a graph that takes or gives something else than batches and their logits."""
+    """Refuse a graph that takes or gives anything but batches and their logits."""
     takes = {value.name: value.type for value in session.get_inputs()}
     if takes != dict.fromkeys(INPUTS, "tensor(int64)"):
         raise BundleError(f"{model}: expected a graph of {', '.join(INPUTS)}, all int64, got {takes}")

@@ -1,7 +1,7 @@
 """The graph on Triton kernels: the plan's launches on a GPU, replayed as GPU graphs.
 
-With TRITON_INTERPRET=1 set before the import the same plan runs on the CPU, slowly, to test it and to look at
-it; there nothing is captured.
+With TRITON_INTERPRET=1 set before the import the same plan runs on the CPU, slowly, to be tested and looked
+at; nothing is captured there.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ __all__ = ["TritonExecutor"]
 _PRECISIONS = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 _DEFAULT = "float16"  # as fast as bfloat16, and eight times closer
 _BATCH_TOKENS = 16_384
-# Batches on their way to the device while the next is made: as long as the host needs to encode some more
-# pairs, 10 to 30 ms. Who comes with one pair waits for all of them.
+# Batches on their way to the device while the next is made: as long as the host takes to encode more pairs,
+# 10 to 30 ms. A caller with one pair waits for all of them.
 _AHEAD = 4
 _Logits = NDArray[np.float32]
 
@@ -72,13 +72,13 @@ class TritonExecutor:
         self.precision, self.device, self.batch_tokens = precision, str(device), batch_tokens
         dtype = _PRECISIONS[precision]
         library_rows = None if batch_invariant else LIBRARY_ROWS.get((target(device), dtype.itemsize))
-        # The library computes the rows that are not live, too: there are to be few.
+        # The library also computes the rows that are not live: let there be few.
         self._buckets = buckets(batch_tokens, longest, fine=library_rows is not None)
         most = Bucket(self._buckets[-1].tokens, max(bucket.pairs for bucket in self._buckets), longest)
         # Everything of this engine runs in one stream, so that its threads take turns on the device too.
         self._stream = None if INTERPRETED else own_stream(device)
         self._record: Callable[[Callable[[], None]], Any] | None = None
-        # Whoever loads it under inference_mode does not mean that nobody else may use it.
+        # Loading it under inference_mode must not keep others from using it.
         with torch.inference_mode(False), self._on_device():
             self._launches = Launches(
                 plan, most, device, dtype, stream=self._stream, library_rows=library_rows
@@ -86,7 +86,7 @@ class TritonExecutor:
             if not INTERPRETED:  # there is nothing to capture
                 self._record = partial(record, pool=torch.cuda.graph_pool_handle())
         self._results = Results(most.pairs, plan.labels, self._stream)
-        self._rounds = not INTERPRETED  # an interpreted program costs as much if it does nothing
+        self._rounds = not INTERPRETED  # an idle interpreted program costs as much as another
         self._graphs: dict[Bucket, Any] = {}  # what has been captured, each to `replay`
         self._ran: set[Bucket] = set()
         self._too_large: set[Bucket] = set()  # there was no memory for their graphs
@@ -118,7 +118,7 @@ class TritonExecutor:
         Raises:
             BundleError: the graph has a node that kernels do not run, or a weight that the precision cannot
                 hold.
-            ExecutorUnavailable: there is no such GPU and kernels are not interpreted, or it has not the
+            ExecutorUnavailable: there is no such GPU and kernels are not interpreted, or it lacks the
                 memory.
         """
         chosen = choose(device)
@@ -145,12 +145,12 @@ class TritonExecutor:
             raise ExecutorUnavailable(f"executor='triton', device={str(chosen)!r}: {error}") from error
 
     def tokens_at_once(self, total: int) -> int:
-        """Return how many tokens a batch does best to have."""
+        """Return the best number of tokens for a batch."""
         return self.batch_tokens
 
     def run(self, batches: Iterable[PackedBatch]) -> Iterator[_Logits]:
         """Yield the logits `[B, C]` of each batch, in order; batches are taken from the iterable, and so
-        made, while some before are computed.
+        made, while others are computed.
 
         Raises:
             InputError: a batch is larger than what the executor was laid out for.
@@ -165,13 +165,13 @@ class TritonExecutor:
             while begun:
                 yield begun.popleft()()
         finally:
-            for finish in begun:  # nobody wants them, or one before failed; but what they hold is kept
+            for finish in begun:  # unwanted, or one before failed; this gives back what they hold
                 with suppress(SegueError):
                     finish()
 
     def warm_up(self) -> Iterator[tuple[int, int]]:
-        """Compile every kernel and capture every graph; yields (done, of how many) on the way. What is
-        compiled after that is logged."""
+        """Compile every kernel and capture every graph; yields (done, of how many) on the way. Later
+        compilations are logged."""
         sizes = self._buckets if self._rounds else self._buckets[:1]
         rounds = [self._launches.launch, self._capture] if self._record else [self._launches.launch]
         done, count = 0, len(rounds) * len(sizes)
@@ -187,8 +187,8 @@ class TritonExecutor:
         self._warm = True
 
     def compile(self, first: int = 0, step: int = 1) -> None:
-        """Compile what the buckets launch, from the first on and every step-th: a share of it, for a process
-        that fills Triton's cache beside others."""
+        """Compile what every `step`-th bucket from `first` on launches: one process's share, where several
+        fill Triton's cache."""
         for bucket in self._buckets[first::step]:
             self._rehearse(bucket, self._launches.launch)
 
@@ -196,7 +196,7 @@ class TritonExecutor:
         """Give back the device's memory. A second time there is nothing left to give."""
         with self._lock:
             self._guard.broken = "this engine is closed"
-            with suppress(RuntimeError):  # a device that is lost ends no work
+            with suppress(RuntimeError):  # a lost device ends no work
                 if self._stream:
                     self._stream.synchronize()
             drop(self._graphs)
@@ -207,7 +207,7 @@ class TritonExecutor:
             self._stream = None  # for another engine
 
     def _start(self, batch: PackedBatch) -> Callable[[], _Logits]:
-        """Send a batch on its way; what is returned waits for its logits."""
+        """Start a batch; return a function that waits for its logits."""
         bounds = batch.cu_seqlens
         longest = int((bounds[1:] - bounds[:-1]).max()) if len(bounds) > 1 else 0
         exact = Bucket(len(batch.input_ids), len(bounds) - 1, longest)
@@ -237,7 +237,7 @@ class TritonExecutor:
         return finish
 
     def _rehearse(self, bucket: Bucket, act: Callable[[Bucket], None]) -> None:
-        """Launch or capture a bucket with no token live, unless there is a graph of it."""
+        """Launch or capture a bucket with no live tokens, unless it has a graph."""
         with self._lock, self._guard.failing(), self._on_device():
             if bucket not in self._graphs:
                 self._launches.feed.numbers.zero_()

@@ -1,7 +1,7 @@
 """Which GPU graph a batch runs in: sizes rounded up to those of a bounded set. Pure.
 
-A graph is captured for so many tokens, pairs and tokens of the longest pair. What a batch has less of is
-skipped on the device, where the true counts are, so that rounding up costs a few empty programs and no
+A graph is captured for so many tokens, pairs and tokens of the longest pair. What a batch does not fill
+is skipped on the device, which has the true counts, so rounding up costs a few empty programs and no
 arithmetic: buckets may be wide, and few.
 """
 
@@ -57,7 +57,7 @@ def bucket_of(among: Iterable[Bucket], tokens: int, pairs: int, longest: int) ->
 
 
 def _sizes(least: int, factor: int, most: int) -> list[int]:
-    """least, and so on by `factor`, up to `most`, which is the last."""
+    """From `least`, times `factor`, up to `most`, which is the last."""
     sizes = [least]
     while sizes[-1] < most:
         sizes.append(sizes[-1] * factor)

@@ -1,6 +1,6 @@
-"""Tells of kernels that Triton compiles after a warm-up, which is to have compiled them all.
+"""Warns of kernels that Triton compiles after a warm-up, which should have compiled them all.
 
-Triton has one hook a process, called in the thread that launches; so what is warm is noted by thread.
+Triton has one hook per process, called in the launching thread; so what is warm is noted by thread.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def _install() -> None:
 
     def compiled(**what: Any) -> Any:
         if _thread.warm:
-            import logging  # nobody who is spared the warning pays for it
+            import logging  # costs nothing where there is no warning
 
             logging.getLogger("segue").warning(
                 "%s was compiled, or loaded, after the warm-up: %s", what["fn"].name, what["repr"]

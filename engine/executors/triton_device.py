@@ -17,16 +17,16 @@ from segue.kernels.launching import INTERPRETED, target
 
 __all__ = ["Guard", "choose", "drop", "give_back", "own_stream", "ran_out_of_memory", "record", "works"]
 
-_capturing = Lock()  # PyTorch keeps one random state a device, which is to know of one capture at a time
-_failed: list[Any] = []  # graphs whose capture failed: PyTorch may go on asking them what memory is theirs
-_STREAMS = 32  # that PyTorch has a device, and gives out in turn, again and again
+_capturing = Lock()  # PyTorch has one random state per device, which may know of one capture at a time
+_failed: list[Any] = []  # graphs whose capture failed: PyTorch may still ask them what memory is theirs
+_STREAMS = 32  # per device, which PyTorch gives out in turn, again and again
 _streams: WeakValueDictionary[tuple[str, int], Any] = WeakValueDictionary()  # those that are in use here
 _drawing = Lock()
 
 
 def works(device: str) -> bool:
     """Tell whether kernels run on the GPU of that name, "auto" and "cuda" being the first. True for a GPU
-    that is not there, so that opening it says that it is missing."""
+    that is missing, so that opening it says so."""
     if INTERPRETED or not torch.cuda.is_available():
         return False
     with suppress(ExecutorUnavailable):
@@ -63,8 +63,8 @@ def choose(name: str) -> torch.device:
 
 
 def own_stream(device: torch.device) -> torch.cuda.Stream:
-    """A stream that nothing else here has, for as long as somebody holds it: what another engine asked of it
-    would spoil a capture, or become part of it.
+    """A stream that nothing else here has, for as long as it is held: what another engine ran in it would
+    spoil a capture, or become part of it.
 
     Raises:
         ExecutorUnavailable: all of them are in use.
@@ -86,8 +86,8 @@ def record(launch: Callable[[], None], *, pool: Any) -> torch.cuda.CUDAGraph:
     """Capture what `launch` launches in the current stream. Other threads may use the device meanwhile.
 
     Args:
-        pool: where what is allocated comes from, a matrix library's workspace at most. Graphs that are
-            replayed one after the other share it.
+        pool: for what is allocated, a matrix library's workspace at most. Graphs that are replayed one
+            after the other share it.
     """
     graph = torch.cuda.CUDAGraph()
     with _capturing, _uncollected():
@@ -113,15 +113,15 @@ def drop(graphs: dict[Any, Any]) -> None:
 
 
 def give_back() -> None:
-    """Give the device back what PyTorch keeps of its memory, not while a graph is captured: it would keep it
+    """Give the device back the memory that PyTorch keeps, but not during a capture: PyTorch would keep it
     then."""
     with _capturing, suppress(RuntimeError):  # a device that is lost takes nothing back
         torch.cuda.empty_cache()
 
 
 def ran_out_of_memory(error: Exception) -> bool:
-    """PyTorch's allocator has a class for this; a graph, a kernel or the matrix library that finds no memory
-    has words."""
+    """PyTorch's allocator raises its own class; a graph, a kernel or the matrix library only says it in
+    words."""
     return isinstance(error, torch.OutOfMemoryError) or any(
         words in str(error) for words in ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
     )
@@ -129,8 +129,8 @@ def ran_out_of_memory(error: Exception) -> bool:
 
 @contextmanager
 def _uncollected() -> Iterator[None]:
-    """No garbage is collected meanwhile: a graph of somebody else's could be among it, and to destroy it
-    spoils a capture."""
+    """Collect no garbage meanwhile: somebody else's graph could be among it, and destroying that spoils a
+    capture."""
     before = gc.isenabled()
     gc.disable()
     try:
@@ -149,9 +149,9 @@ class Guard:
 
     @contextmanager
     def failing(self) -> Iterator[None]:
-        """Raise what goes wrong on the device as SegueError. Out of memory is over when it is told, and a
-        kernel that does not compile never ran; any other error of the device leaves a process in which
-        nothing runs on it any more."""
+        """Raise what goes wrong on the device as SegueError. Out of memory is over once reported, and a
+        kernel that does not compile never ran; after any other error of the device, nothing runs on it in
+        this process any more."""
         if self.broken:
             raise SegueError(self.broken)
         try:

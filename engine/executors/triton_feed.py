@@ -1,5 +1,5 @@
-"""The numbers of a batch onto the device, through pinned memory and a stream of their own, so that they
-arrive while the batch before is computed; straight, where none is. Knows nothing about graphs and models."""
+"""Copies the numbers of a batch to the device, through pinned memory and a stream of its own, so that they
+arrive while the batch before is computed; at once if none is. Knows nothing about graphs and models."""
 
 from __future__ import annotations
 
@@ -45,21 +45,21 @@ class Feed:
             for _ in range(_SLOTS):
                 host = torch.zeros(size, dtype=torch.int32, device="cpu", pin_memory=True)
                 self._slots.append(_Slot(host, torch.empty_like(self.numbers)))
-            self._copies.wait_stream(stream)  # by which the device's memory is given out
+            self._copies.wait_stream(stream)  # device memory is allocated in its order
 
     def send(self, batch: PackedBatch, sizes: Bucket) -> None:
-        """Have the numbers of a batch in place before what is launched next in the stream. Pairs that `sizes`
-        has more of are empty ones at the end."""
+        """Put the numbers of a batch in place before what is launched next in the stream. Further pairs of
+        `sizes` are empty ones at the end."""
         if self._stream is None or self._copies is None:
             _fill(self.numbers, batch, sizes)
             return
         _, size = arrange_numbers(sizes.tokens, sizes.pairs)
-        self._slots.reverse()  # in one step, for whoever is interrupted here
+        self._slots.reverse()  # in one step, in case of an interrupt here
         slot = self._slots[-1]
         if slot.arrived is not None:
             slot.arrived.synchronize()  # long ago; else the host would overwrite what is being copied
         _fill(slot.host, batch, sizes)
-        if self._stream.query():  # nothing is computed meanwhile, and one copy is quicker than two
+        if self._stream.query():  # nothing is being computed, and one copy is quicker than two
             self.numbers[:size].copy_(slot.host[:size], non_blocking=True)
             slot.arrived = self._stream.record_event()
             return
@@ -80,7 +80,7 @@ class Feed:
 
 
 def _fill(into: Tensor, batch: PackedBatch, sizes: Bucket) -> None:
-    """Write a batch into memory of the host, where `sizes` has the parts."""
+    """Write a batch into host memory that is laid out for `sizes`."""
     parts, _ = arrange_numbers(sizes.tokens, sizes.pairs)
     tokens = len(batch.input_ids)
     written = into.numpy()

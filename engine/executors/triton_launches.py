@@ -40,7 +40,7 @@ class Launches:
         """Lay it out for batches of up to `most`, computed in `stream`, which is the current one.
 
         Args:
-            library_rows: linear layers of so many rows go to the matrix library; None: none of them.
+            library_rows: linear layers of so many rows or more go to the matrix library; None: none.
 
         Raises:
             BundleError: a weight that `dtype` cannot hold.
@@ -80,7 +80,7 @@ class Launches:
         self.arena = self.logits = self.pooled = torch.empty(0)
 
     def describe(self) -> list[str]:
-        """The weight of it, then a line for each launch."""
+        """A line on its size, then one for each launch."""
         weights = sum(tensor.nbytes for tensor in self.weights.values()) / 1e6
         products = f", linear by PyTorch from {self.library_rows} rows" if self.library_rows else ""
         return [

@@ -1,5 +1,5 @@
-"""Where the values of a plan lie in one arena, what is no longer read making room for what comes; and the
-numbers of a batch beside each other. Pure.
+"""Where the values of a plan lie in one arena, in room reused from those no longer read; and how the numbers
+of a batch lie side by side. Pure.
 
 Sizes are in elements; bytes, devices and launches are none of its business.
 """
@@ -22,7 +22,7 @@ def arrange(plan: Plan, rows: Mapping[str, int]) -> tuple[dict[str, int], int]:
     """(first element of each value, elements in all) for so many rows of TOKENS and of PAIRS.
 
     The logits are not among them: they leave the device. Values that are alive at the same time do not
-    overlap, the output of a step and its inputs among them: kernels read rows while others are written.
+    overlap, nor do a step's output and its inputs: kernels read rows while others are written.
     """
     values = {step.output: step for step in plan.steps[:-1]}
     last = {name: at for at, step in enumerate(plan.steps) for name in step.inputs if name in values}

@@ -22,7 +22,7 @@ from segue.errors import BundleError
 __all__ = ["LOGITS", "PAIRS", "TOKENS", "Plan", "Step", "check_tables", "read_plan", "read_steps"]
 
 LOGITS = "logits"
-TOKENS, PAIRS = "tokens", "pairs"  # what a value has a row for
+TOKENS, PAIRS = "tokens", "pairs"  # what a value's rows are
 # op of the graph -> launcher in segue.kernels
 _OPS = {
     "Embed": "embed",
@@ -69,7 +69,7 @@ def read_plan(path: Path) -> Plan:
     """The plan of the packed graph in the ONNX file at `path`.
 
     Raises:
-        BundleError: the file is not readable, or a node of it is none that kernels run; the node is named.
+        BundleError: the file is not readable, or kernels do not run one of its nodes, which is named.
     """
     try:
         model = onnx.load(str(path))
@@ -89,8 +89,8 @@ def read_plan(path: Path) -> Plan:
 
 
 def check_tables(plan: Plan, dimensions: Dimensions, path: Path) -> None:
-    """Raise BundleError where an embedding table of the graph at `path` has not the rows that the model has:
-    ids beyond them would be read from other memory."""
+    """Raise BundleError if an embedding table of the graph at `path` has not as many rows as the model: ids
+    beyond them would be read from other memory."""
     embed = next(step for step in plan.steps if step.op == "embed")
     rows = {name: len(plan.weights[name]) for name in embed.inputs[3:6]}
     expected = [dimensions.vocab_size, dimensions.token_types, dimensions.positions]
@@ -99,7 +99,7 @@ def check_tables(plan: Plan, dimensions: Dimensions, path: Path) -> None:
 
 
 def read_steps(graph: onnx.GraphProto, path: Path) -> tuple[Step, ...]:
-    """The launches alone; of the weights only names and shapes are looked at.
+    """Return the launches; only the names and shapes of weights are read.
 
     Raises:
         BundleError: as `read_plan`, naming `path`.
@@ -113,7 +113,7 @@ def read_steps(graph: onnx.GraphProto, path: Path) -> tuple[Step, ...]:
 
 
 def _needed(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    """The nodes that the logits come from, in order; the head makes probabilities of them elsewhere."""
+    """The nodes that the logits need, in order; the head turns these into probabilities elsewhere."""
     wanted = {LOGITS}
     found: list[onnx.NodeProto] = []
     for node in reversed(graph.node):
@@ -189,7 +189,7 @@ class _Reader:
         return rows, columns // 3 if op == "packed_attention" else columns
 
     def _numbers(self, names: tuple[str, ...]) -> list[list[int] | None]:
-        """The values of constant tensors, None for what is none; optional inputs that are left out count as
-        nothing."""
+        """The values of constant tensors, None for any other; optional inputs that are left out are
+        skipped."""
         given = [self.tensors.get(name) for name in names if name]
         return [None if t is None else np.atleast_1d(numpy_helper.to_array(t)).tolist() for t in given]

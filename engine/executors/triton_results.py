@@ -1,8 +1,8 @@
 """The logits of batches, from the device through pinned memory that is kept for the batches after them.
 
-When pinned memory is freed, PyTorch records an event in every stream that used it, and asks for that event
-later; of a stream that is being captured, by another thread, that is an error, after which nothing runs on
-the device. So none of it is freed while an engine lives. Knows nothing about graphs and models.
+When pinned memory is freed, PyTorch records an event in every stream that used it, and queries it later; if
+another thread is capturing such a stream, that is an error, after which nothing runs on the device. So none
+of it is freed while an engine lives. Knows nothing about graphs and models.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ __all__ = ["Results"]
 
 
 class Results:
-    """Places for the logits of batches that are on their way, as many as there ever were at once."""
+    """Places for the logits of batches on their way, as many as there ever were at once."""
 
     def __init__(self, pairs: int, labels: int, stream: torch.cuda.Stream | None) -> None:
         """For batches of up to so many pairs, computed in `stream`, which is the current one whenever `fetch`
@@ -28,7 +28,7 @@ class Results:
         self._free: deque[Tensor] = deque()  # threads take and give without a lock
 
     def fetch(self, logits: Tensor) -> Callable[[], NDArray[np.float32]]:
-        """Copy logits [B, C] in the stream; what is returned gives them, once they are there."""
+        """Copy logits [B, C] in the stream; the function returned waits for and gives them."""
         place = self._take()
         part = place[: len(logits)]
         part.copy_(logits, non_blocking=True)
@@ -52,6 +52,6 @@ class Results:
         try:
             return self._free.pop()
         except IndexError:
-            with torch.inference_mode(False):  # the caller's mode is not that of those who come after
+            with torch.inference_mode(False):  # later callers may be in another mode
                 pinned = self._stream is not None
                 return torch.empty(self._shape, dtype=torch.float32, device="cpu", pin_memory=pinned)

@@ -44,7 +44,7 @@ __all__ = ["MAX_BODY_BYTES", "MAX_PAIRS", "MAX_WAITING", "Service", "create_app"
 MAX_PAIRS = 1000
 MAX_WAITING = 8192
 MAX_BODY_BYTES = 8 << 20
-_TEXT = 1_000_000  # characters of one text: of marks alone they are 1.3 s and 350 MB to tokenise
+_TEXT = 1_000_000  # characters of one text: if all are marks, 1.3 s and 350 MB to tokenise
 _PATIENCE = 5  # seconds
 _CLOSING = "the server is closing"
 _GONE = 499  # what nginx calls a client that did not wait for its answer
@@ -74,7 +74,7 @@ def create_app(
     Raises:
         InputError: a limit is not a whole number from 1, or the name is not valid Unicode.
     """
-    name = name or Path(engine._arguments["path"] or engine.info.path).name  # not the cache's for it
+    name = name or Path(engine._arguments["path"] or engine.info.path).name  # not the cache folder's
     check_unicode("name", name)
     service = Service(
         engine,
@@ -101,7 +101,7 @@ def create_app(
     async def unrouted(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         missing = error.status_code == 404
-        path = request.scope["path"]  # not the URL's, which a Host that is none may spoil
+        path = request.scope["path"]  # not the URL's, which a bad Host may spoil
         detail = f"no such path: {path}; there are {paths}" if missing else error.detail
         return _error(error.status_code, detail, error.headers)
 
@@ -161,7 +161,7 @@ class Service:
         content = asked.write(asked, answer, self._head, self.name)
         try:
             return JSONResponse(content, headers=_headers(answer))
-        except (ValueError, RecursionError) as error:  # NaN, or what is nested too deeply, beside its text
+        except (ValueError, RecursionError) as error:  # NaN or too deep nesting, in fields beside the text
             raise InputError(f"{asked.name}: cannot be returned as JSON: {error}") from None
 
     async def health(self, request: Request) -> Response:
@@ -195,7 +195,7 @@ class Service:
         """Return the handler with its requests counted and its errors turned into answers."""
 
         async def respond(request: Request) -> Response:
-            started, status = perf_counter(), _GONE  # where it is cancelled, whoever asked no longer waits
+            started, status = perf_counter(), _GONE  # if cancelled, the client no longer waits
             try:
                 response = await self._respond(request, handler)
                 status = response.status_code
@@ -235,13 +235,13 @@ class Service:
         except SegueError as error:  # the engine is closed, or was loaded before a fork
             raise HTTPException(503, str(error)) from error
         answer = asyncio.wrap_future(future)
-        gone = asyncio.ensure_future(request.receive())  # after the body, a server says nothing else
+        gone = asyncio.ensure_future(request.receive())  # a server sends nothing else after the body
         either: set[asyncio.Future[Any]] = {answer, gone}
         try:
             await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
             if gone.done() and gone.result()["type"] == "http.disconnect" and not answer.done():
                 raise ClientDisconnect
-            return await answer  # though a middleware may say something else, again and again
+            return await answer  # a middleware may send other messages, again and again
         except SegueError as error:
             raise error.of(
                 asked.name if asked.single else f"{asked.name}[{error.index}]"

@@ -114,7 +114,7 @@ class _Server(uvicorn.Server):
                 app,
                 http="h11",  # httptools loses the body of a POST that offers HTTP/2, as Java's clients do
                 log_config=None,
-                log_level="error",  # warnings are of clients: a line or two for each request of such a one
+                log_level="error",  # warnings concern clients: a line or two for each bad request
                 access_log=False,
                 server_header=False,
                 timeout_graceful_shutdown=grace,

@@ -6,7 +6,7 @@
     POST /rerank, /v1 and /v2       vLLM, Jina, Cohere            a query and "documents"
 
 Numbers are those of `Engine.score`, `predict` and `rank`. A field that would change them and cannot be
-honoured is refused; one that only names or hurries a request is read over. Knows nothing about HTTP.
+honoured is refused; one that only names or hurries a request is ignored. Knows nothing about HTTP.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ class Asked:
 
     write: Callable[[Asked, Answer, Head, str], Any]
     pairs: list[Pair]
-    name: str  # of the field that the pairs are places in
+    name: str  # of the field that has an item per pair
     single: bool = False  # whether that field holds one, without an array around it
     output: str = "probability"
     truncation: str = "longest_first"
     max_tokens: int | None = None
-    prompt_tokens: int | None = None  # the same, where it was given by vLLM's name
+    prompt_tokens: int | None = None  # the same, if given by vLLM's name
     document_tokens: int | None = None  # a limit on the second text alone
     top: int | None = None
-    documents: list[Any] | None = None  # as they are to come back
+    documents: list[Any] | None = None  # as they will come back
     positive: bool = True  # whether the model must have a positive label
 
 
@@ -144,7 +144,7 @@ def _read_documents(body: Body) -> Asked:
 
 
 def _text_of(document: Any) -> Any:
-    """What is scored of a document that may be an object, with fields of the caller's beside its text."""
+    """What is scored of a document, which may be an object with the caller's fields beside its text."""
     return document.get("text", document) if isinstance(document, dict) else document
 
 
@@ -174,7 +174,7 @@ READERS: dict[str, Callable[[Body], Asked]] = {
 
 
 def _options(body: Body) -> dict[str, Any]:
-    """Our own, by the names that `Engine.score` has for them; and others' that mean the same."""
+    """Our own, by the names that `Engine.score` uses, and others' that mean the same."""
     for name in ("model", "user", "request_id", "priority"):
         body.take(name)
     output = body.choice("output", OUTPUTS)
@@ -196,7 +196,7 @@ def _options(body: Body) -> dict[str, Any]:
 
 
 def _agreed(body: Body, **meant: Any) -> Any:
-    """Return what the fields that are there mean, each a name for the same; the first's where none is.
+    """Return what the given fields, names for the same thing, mean; the first's if none is given.
 
     Raises:
         InputError: they mean different things.
