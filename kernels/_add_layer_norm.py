@@ -38,7 +38,7 @@ def _add_layer_norm_kernel(
     row = row.to(tl.int64)
     column = tl.arange(0, CHUNK)[None, :]
     tiles = ()
-    for i in tl.static_range((E + CHUNK - 1) // CHUNK):  # of tl.cdiv triton 3.6 makes no constant
+    for i in tl.static_range((E + CHUNK - 1) // CHUNK):  # triton 3.6 makes no constant of tl.cdiv
         mask = live & (i * CHUNK + column < E)
         x = tl.load(x_ptr + row * (x_stride * UNIT) + i * CHUNK + column, mask=mask, other=0.0).to(tl.float32)
         residual_ptrs = residual_ptr + row * (residual_stride * UNIT) + i * CHUNK + column

@@ -24,7 +24,7 @@ from segue.kernels.door import check, check_bounds, check_out, check_reach
 from segue.kernels.launching import Cost, launch, unit
 
 _LOG2E = 1.4426950408889634
-_LANES = 128  # columns a program takes, whole heads of them
+_LANES = 128  # columns that a program takes, in whole heads
 _TABLE = (
     # bytes of an element: keys a block, warps
     (2, 32, 4),

@@ -44,7 +44,7 @@ def _embed_kernel(
     )
     live = live[:, None]
     tiles = ()
-    for i in tl.static_range((E + CHUNK - 1) // CHUNK):  # of tl.cdiv triton 3.6 makes no constant
+    for i in tl.static_range((E + CHUNK - 1) // CHUNK):  # triton 3.6 makes no constant of tl.cdiv
         mask = live & (i * CHUNK + column < E)
         offs = i * CHUNK + column
         total = tl.load(word_ptr + word + offs, mask=mask, other=0.0).to(tl.float32)

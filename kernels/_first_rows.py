@@ -37,7 +37,7 @@ def _first_rows_kernel(
     live, filled, column = live[:, None], filled[:, None], tl.arange(0, CHUNK)[None, :]
     x_ptrs = x_ptr + start[:, None] * (x_stride * UNIT) + column
     out_ptrs = out_ptr + pair.to(tl.int64)[:, None] * (out_stride * UNIT) + column
-    for i in tl.static_range((E + CHUNK - 1) // CHUNK):  # of tl.cdiv triton 3.6 makes no constant
+    for i in tl.static_range((E + CHUNK - 1) // CHUNK):  # triton 3.6 makes no constant of tl.cdiv
         mask = live & (i * CHUNK + column < E)
         row = tl.load(x_ptrs + i * CHUNK, mask=mask & filled, other=0.0)
         tl.store(out_ptrs + i * CHUNK, row, mask=mask)

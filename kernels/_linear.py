@@ -34,15 +34,15 @@ class _Tile(NamedTuple):
     depth: int
     warps: int
     stages: int
-    # programs a processor that make tile after tile, fetched by the tensor memory accelerator; 0: not so
+    # programs per processor that make tile after tile, fetched by the tensor memory accelerator; 0: none
     resident: int = 0
 
 
 _TABLE = (
-    # target, bytes of an element, up to so many rows, time of an element of the result where K is the same:
-    # rows, columns and depth of a tile, warps, stages. Of all that fit, that is taken of which a processor's
-    # share takes the least time. sm_90's are fitted to an H200 (bench/results/h200.md), whose sums have the
-    # same bits whatever the depth; the others are guesses that compile well.
+    # target, bytes of an element, up to so many rows, time per element of the result at the same K: rows,
+    # columns and depth of a tile, warps, stages. Of all that fit, the one is taken whose share per processor
+    # takes the least time. sm_90's are fitted to an H200 (bench/results/h200.md), whose sums have the same
+    # bits whatever the depth; the others are guesses that compile well.
     ("sm_80", 2, None, 2.0, _Tile(32, 32, 64, 4, 4)),
     ("sm_80", 2, None, 1.3, _Tile(64, 64, 64, 4, 4)),
     ("sm_80", 2, None, 1.0, _Tile(128, 128, 64, 8, 3)),
@@ -128,7 +128,7 @@ def _multiply(
     strides = x.stride(0), weight.stride(0), more.stride(0), out.stride(0)
     step = unit(*strides)
     aligned = step > 1 and x.data_ptr() % 16 == weight.data_ptr() % 16 == 0
-    contiguous = x.stride(1) == weight.stride(1) == 1  # which of one column need not be
+    contiguous = x.stride(1) == weight.stride(1) == 1  # a single column need not be
     engine = residual is None and aligned and contiguous and min(strides[:2]) >= depth
     many = processors(x.device)
     tile = _configure(target(x.device), x.dtype, rows, columns, many, engine=engine)
@@ -163,7 +163,7 @@ def _described(x: Tensor, rows: int, columns: int) -> TensorDescriptor:
 def _configure(
     device: str, dtype: torch.dtype, rows: int, columns: int, processors: int, *, engine: bool = True
 ) -> _Tile:
-    """The tile whose share of a processor takes the least time, the first of equals. engine: whether the
+    """The tile whose share per processor takes the least time, the first of equals. engine: whether the
     tensor memory accelerator can fetch the operands, and there is nothing to add that it does not fetch."""
     times = {}
     for at, (name, size, most, time, tile) in enumerate(_TABLE):

@@ -67,8 +67,8 @@ def _packed_attention_kernel(
     SHORT: tl.constexpr, TOGETHER: tl.constexpr, LONG: tl.constexpr,
     UNIT: tl.constexpr, EARLY: tl.constexpr, PTX: tl.constexpr,
 ):  # fmt: skip
-    """SHORT: tokens of a pair that takes the short path, TOGETHER heads a program. LONG: others are there,
-    and a program has one head, so that of TOGETHER programs one has a short pair's work."""
+    """SHORT: tokens of a pair on the short path, TOGETHER heads a program. LONG: there are other pairs, and a
+    program has one head, so that one of TOGETHER programs does a short pair's work."""
     begin(EARLY)
     pair = tl.program_id(0) // tiles
     first = tl.program_id(0) % tiles * QUERIES

@@ -42,7 +42,7 @@ _TABLE = (
     (_ANY, 2, _Tile(16, 32, 128, 4, 3)),
     (_ANY, 4, _Tile(16, 32, 32, 4, 2)),
 )
-_ROWS = 4  # of a program and warp that classifies
+_ROWS = 4  # per program and warp that classifies
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -81,7 +81,7 @@ def _classify_kernel(
     live, column = (row < rows)[:, None], tl.arange(0, CHUNK)[None, :]
     row = row.to(tl.int64)
     tiles = ()
-    for i in tl.static_range((E + CHUNK - 1) // CHUNK):  # of tl.cdiv triton 3.6 makes no constant
+    for i in tl.static_range((E + CHUNK - 1) // CHUNK):  # triton 3.6 makes no constant of tl.cdiv
         pooled_ptrs = pooled_ptr + row[:, None] * (pooled_stride * UNIT) + i * CHUNK + column
         tiles += (tl.load(pooled_ptrs, mask=live & (i * CHUNK + column < E), other=0.0),)
     for label in range(C):

@@ -1,5 +1,5 @@
-"""Arithmetic that kernels share: products, and functions that Triton has not, or with more around them than
-is needed here."""
+"""Arithmetic that kernels share: products, and functions that Triton lacks, or has with more around them than
+needed here."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _add(x, weight, product):
     over many blocks errs less than one long sum; matrix units, fed with 16 bits, sum no other way."""
     if x.dtype == tl.float32:
         block = tl.dot(x, weight.T, input_precision="ieee")
-        return tl.fma(block, 1.0, product)  # a plain sum Triton would turn into one long sum again
+        return tl.fma(block, 1.0, product)  # Triton would turn a plain sum into one long sum again
     return tl.dot(x, weight.T, product, input_precision="ieee")
 
 
@@ -48,8 +48,8 @@ def exp2(x, PTX: tl.constexpr):
 
 @triton.jit
 def tanh(x):
-    """The hyperbolic tangent of x, float32, to 3 units in the last place. Near zero, where what the sigmoid
-    gives would cancel, a polynomial fitted on [0, 0.625], to 5e-9 in relative terms."""
+    """The hyperbolic tangent of x, float32, to 3 units in the last place. Near zero, where the sigmoid's
+    result would cancel, a polynomial fitted on [0, 0.625], to 5e-9 in relative terms."""
     z = x * x
     p = ((-5.7049352e-3 * z + 2.0639043e-2) * z - 5.3739700e-2) * z + 1.3331442e-1
     near = x + x * z * (p * z - 3.3333281e-1)

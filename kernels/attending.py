@@ -76,8 +76,8 @@ def _attend_to(
     q, k_ptr, v_ptr, stride, start, length, most, total, context, scale,
     D: tl.constexpr, DEPTH: tl.constexpr, KEYS: tl.constexpr, PART: tl.constexpr, PTX: tl.constexpr,
 ):  # fmt: skip
-    """What is carried of each row, its maximum, sum and context, after the block of keys from `start` on.
-    PART: some of its keys may lie beyond the pair."""
+    """Each row's running maximum, sum and context after the block of keys from `start` on. PART: some of its
+    keys may lie beyond the pair."""
     key, d = start + tl.arange(0, KEYS), tl.arange(0, DEPTH)
     offs = key[:, None] * stride + d[None, :]
     mask = d[None, :] < D
@@ -93,7 +93,7 @@ def _attend_to(
     # Scores are scaled where the maximum is subtracted, in one instruction.
     larger = tl.maximum(most, tl.max(scores, axis=1) * scale)
     shift = larger
-    if q.dtype != tl.float16:  # of whose products none is too large for float32
+    if q.dtype != tl.float16:  # whose products are never too large for float32
         shift = tl.where(larger == float("-inf"), 0.0, larger)
     power = exp2(scores * scale - shift[:, None], PTX)
     fade = exp2(most - shift, PTX)
@@ -107,7 +107,7 @@ def _attend_short(
     q_ptr, k_ptr, v_ptr, out_ptr, stride, out_stride, heads, length, scale,
     D: tl.constexpr, DEPTH: tl.constexpr, HEADS: tl.constexpr, SHORT: tl.constexpr, PTX: tl.constexpr,
 ):  # fmt: skip
-    """The context of all rows of a pair, of HEADS heads from the one on that the pointers point to."""
+    """The context of all rows of a pair, for HEADS heads from the one that the pointers point to."""
     head = tl.arange(0, HEADS)[:, None, None]
     row, d = tl.arange(0, SHORT)[None, :, None], tl.arange(0, DEPTH)[None, None, :]
     mask = (head < heads) & (row < length) & (d < D)

@@ -1,6 +1,6 @@
 """Kernels that come onto the device while the one before them still runs: programmatic dependent launch.
 
-Between two launches a GPU stands idle for about a microsecond, of which a forward pass has a hundred. On
+Between two launches a GPU stands idle for about a microsecond, a hundred times in a forward pass. On
 sm_90 and later the programs of a launch may be brought in early, and wait on the device until what came
 before has ended and its results are seen. So every kernel begins with `begin`, before it reads or writes
 anything that another kernel may have written; what never changes, a weight, may be asked for before.
@@ -29,7 +29,7 @@ def begin(EARLY: tl.constexpr):
 
 
 def can_prefetch(x: Tensor) -> bool:
-    """Tell whether `prefetch_rows` takes the rows of a matrix: 64 divides their bytes and what lies between,
+    """Tell whether `prefetch_rows` takes a matrix's rows: 64 divides the bytes of a row and of the stride,
     and the first begins at a multiple of 16."""
     size = x.element_size()
     return all(size * count % 64 == 0 for count in (x.shape[1], x.stride(0))) and x.data_ptr() % 16 == 0

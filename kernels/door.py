@@ -49,13 +49,13 @@ def check(name: str, x: Tensor, shape: tuple[int | None, ...], *, like: Tensor |
 
 
 def check_columns(name: str, x: Tensor) -> None:
-    """Raise ValueError where a matrix has no columns, of which nothing can be said."""
+    """Raise ValueError if a matrix has no columns: its result is undefined."""
     if not x.shape[1]:
         raise ValueError(f"{name}: expected one column or more, got shape {list(x.shape)}")
 
 
 def check_reach(name: str, x: Tensor, rows: int) -> None:
-    """Raise ValueError where so many rows reach over more elements than kernels can count in 32 bits."""
+    """Raise ValueError if so many rows span more elements than kernels can count in 32 bits."""
     if rows * x.stride(0) >= 2**31:
         raise ValueError(f"{name}: {rows} rows of stride {x.stride(0)} reach over 2^31 elements")
 

@@ -1,4 +1,4 @@
-"""What Triton's interpreter gets wrong and our kernels need, put right for the whole process.
+"""Mends, for the whole process, what Triton's interpreter gets wrong and our kernels need.
 
 For triton 3.6 and 3.7, whose interpreter keeps bfloat16 as its bits in uint16. Mended: casts from and to it,
 and `tl.dot` of it. All other arithmetic on it raises instead of working on the bits: a kernel widens to
@@ -46,7 +46,7 @@ def widen(handle: TensorHandle) -> TensorHandle:
 
 
 def _mend_casts() -> None:
-    """float32 → bfloat16 truncates, which also makes infinities of NaNs; casts from and to other dtypes take
+    """float32 → bfloat16 truncates, which also turns NaNs to infinities; casts from and to other dtypes take
     the bits for a number."""
     cast_impl = InterpreterBuilder.cast_impl
 
@@ -61,7 +61,7 @@ def _mend_casts() -> None:
 
 
 def _mend_dot() -> None:
-    """A product of bfloat16 is one of the bits as integers."""
+    """Products of bfloat16 multiply its bits as integers."""
     create_dot = InterpreterBuilder.create_dot
 
     def dot(self: InterpreterBuilder, a: TensorHandle, b: TensorHandle, *rest: Any) -> TensorHandle:

@@ -17,15 +17,15 @@ import triton
 
 from segue.kernels.interpreter import mend
 
-# Names in the launch tables, and the shared memory that a program may have there, in bytes. A device that is
-# none of these takes the table of the nearest that it can run: sm_86, sm_89 and sm_120 that of sm_80, whose
-# configurations therefore stay within their 101,376 bytes.
+# Names in the launch tables, and the shared memory that a program may have there, in bytes. Any other device
+# takes the table of the nearest that it can run: sm_86, sm_89 and sm_120 that of sm_80, whose configurations
+# therefore stay within their 101,376 bytes.
 TARGETS = {"sm_80": 101_376, "sm_90": 232_448, "sm_100": 232_448, "gfx942": 65_536}
-_EARLY = ("sm_90", "sm_100")  # which can bring a launch in before the one before has ended
-# A product and a sum in one rounding: Triton's default, which 3.9 warns will be the other one from 3.10 on.
+_EARLY = ("sm_90", "sm_100")  # which can bring in a launch before the last has ended
+# A product and a sum in one rounding: Triton's default, which 3.9 warns will be reversed from 3.10 on.
 _FUSED = {"enable_fp_fusion": True}
 INTERPRETED = triton.knobs.runtime.interpret  # as `triton.jit` reads it
-_interpreting = Lock()  # the interpreter has one place for the program that it is at
+_interpreting = Lock()  # the interpreter has room for only one current program
 if INTERPRETED:
     mend()
 
@@ -42,8 +42,8 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, device: torch.de
     """Launch `kernel` on the device's current stream; a grid of nothing launches nothing.
 
     A kernel is told where it runs, if it has an argument for that. EARLY: its programs come onto the device
-    before the launch before has ended, and it begins as `segue.kernels.dependent` says; one without is not
-    brought in before. PTX: NVIDIA's instructions are there.
+    before the last launch has ended, and it begins as `segue.kernels.dependent` says; one without is not
+    brought in early. PTX: it may use NVIDIA's instructions.
 
     Raises:
         ValueError: kernels do not run on that device.
@@ -81,17 +81,17 @@ def target(device: torch.device) -> str:
 
 
 def processors(device: torch.device) -> int:
-    """How many multiprocessors the device has: an interpreter is one; a device that is not there, for which
-    kernels are compiled, counts as an H100."""
+    """How many multiprocessors the device has: an interpreter counts as one; an absent device, for which
+    kernels are compiled, as an H100."""
     if device.type == "cuda":
         return _properties(device.index).multi_processor_count
     return 1 if INTERPRETED else 132
 
 
 def unit(*strides: int) -> int:
-    """8 where it divides every stride, else 1. Kernels get row strides in such units: of a number that it is
-    given, Triton learns only whether 16 divides it, and rows of E = 312 would be read 2 bytes at a time.
-    Strides beyond 31 bits stay as they are: they would be put together again in as many bits as they came in.
+    """8 where it divides every stride, else 1. Kernels get row strides in such units: of a given number,
+    Triton learns only whether 16 divides it, and rows of E = 312 would be read 2 bytes at a time. Strides
+    beyond 31 bits stay as they are: quotients would be multiplied back in as many bits as they came in.
     """
     return 8 if all(stride % 8 == 0 and stride < 2**31 for stride in strides) else 1
 

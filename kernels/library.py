@@ -43,7 +43,7 @@ SCHEMAS = {
     ),
     "softmax": "(Tensor x) -> Tensor",
 }
-# what an op gives, empty, of the arguments that are not keyword-only
+# an op's empty result, from the arguments that are not keyword-only
 _EMPTY: dict[str, Callable[..., Tensor]] = {
     "add_layer_norm": lambda x, *_: x.new_empty(x.shape),
     "cls_attention": lambda q, *_: q.new_empty(q.shape),
@@ -62,7 +62,7 @@ def _twin(name: str) -> Callable[..., Tensor]:
 
     def run(*arguments: Any, **named: Any) -> Tensor:
         _refuse_gradients(name, arguments)
-        # into a tensor of its own: of no rows, a twin may give a view of its input, as an operator may not
+        # into its own tensor: with no rows, a twin may return a view of its input, as an operator may not
         return twin(*arguments, out=_EMPTY[name](*arguments), **named)
 
     return run
@@ -77,7 +77,7 @@ def _fake(name: str) -> Callable[..., Tensor]:
 
 
 def _without_triton(name: str) -> Callable[..., Tensor]:
-    # looked up when called, so that what is missing is said by the import that fails
+    # looked up when called, so that the import that fails says what is missing
     return lambda *arguments, **named: getattr(kernels, name)(*arguments, **named)
 
 

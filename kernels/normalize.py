@@ -14,8 +14,8 @@ import triton.language as tl
 _NVIDIA, _AMD = ("sm_80", "sm_90", "sm_100"), ("gfx942",)  # of 32 and of 64 threads a warp
 _TABLE = (
     # targets, width of a tile at least, hidden size up to, up to so many rows: ROWS a program, warps. All
-    # lines of a size have as many rows a warp, so that a row's columns lie in the same threads, and are
-    # summed in the same order, whatever the number of rows; of narrow tiles a warp has more, to read 16 bytes
+    # lines of a size have equal rows per warp, so that a row's columns lie in the same threads, and are
+    # summed in the same order, whatever the number of rows; a warp has more of narrow tiles, to read 16 bytes
     # a thread.
     (_NVIDIA, 128, 768, 1024, 2, 1),
     (_NVIDIA, 128, 768, None, 16, 8),

@@ -14,11 +14,11 @@ from segue.kernels.dependent import begin, prefetch_rows
 
 @triton.jit
 def _gelu(x, WIDE: tl.constexpr, PTX: tl.constexpr):
-    """x Φ(x). For a result of 16 bits max(x, 0) - a Φ(-a), a being |x|, and the logarithm of Φ(-a) to base 2
-    is taken for a polynomial, which was fitted on [0, 5.6] so that the result is within 9e-5 of the exact one
-    in relative terms, down to 6e-5, and 6e-9 below; a step of float16 is ten times that. Two thirds of its
-    instructions are multiply-adds, and there are a quarter as many as erf takes, which besides loses what a
-    negative x leaves of 1 + erf."""
+    """x Φ(x). For a result of 16 bits it is max(x, 0) - a Φ(-a), where a is |x| and a polynomial stands for
+    the logarithm of Φ(-a) to base 2, fitted on [0, 5.6] so that a result is within 9e-5 of the exact one in
+    relative terms, down to 6e-5, and 6e-9 below; a step of float16 is ten times that. Its instructions, two
+    thirds of them multiply-adds, are a quarter as many as erf takes; erf also loses what a negative x leaves
+    of 1 + erf."""
     if WIDE:
         return 0.5 * x * (1.0 + tl.math.erf(x * 0.7071067811865476))
     a = tl.abs(x)
@@ -78,7 +78,7 @@ def linear_kernel(
     if first_row >= rows or first_column >= N:
         return  # what this program would have made is not live
     k = tl.arange(0, DEPTH)
-    # What lies beyond the last row or column is read from the last one again, and never written.
+    # Beyond the last row or column the last one is read again, and nothing is written.
     read_row = tl.minimum(first_row + tl.arange(0, ROWS), rows - 1).to(tl.int64)
     read_column = tl.minimum(first_column + tl.arange(0, COLUMNS), N - 1).to(tl.int64)
     x_ptrs = x_ptr + read_row[:, None] * (x_stride * UNIT) + k[None, :]

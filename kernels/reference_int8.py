@@ -13,7 +13,7 @@ from torch.nn import functional
 
 __all__ = ["quantized_embed", "quantized_linear"]
 
-_LEAST_STEP = 1e-30  # of a row of zeros, which is to be divided all the same
+_LEAST_STEP = 1e-30  # for a row of zeros, which must be divided all the same
 
 
 def quantized_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor, zero_point: int) -> Tensor:

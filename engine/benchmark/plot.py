@@ -67,7 +67,7 @@ def _latencies(axes: Any, record: Mapping[str, Any]) -> None:
 
 
 def _labelled(value: float, _: int) -> str:
-    """Label only twos and fives between powers of ten; the others would run into each other."""
+    """Label twos and fives between powers of ten; the others would run into each other."""
     return f"{value:g}" if f"{value:e}"[0] in "25" else ""
 
 

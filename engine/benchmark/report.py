@@ -15,12 +15,12 @@ __all__ = ["markdown", "number", "to_json"]
 
 _NUMBERS = re.compile(r"\[\n[-+\d\s,.e]*\]")
 _DIGITS = 7  # decimals of seconds: a tenth of a microsecond
-_PERCENTILES = {"p50": 2, "p90": 10, "p95": 20, "p99": ENOUGH}  # queries for one to lie beyond each
+_PERCENTILES = {"p50": 2, "p90": 10, "p95": 20, "p99": ENOUGH}  # queries for one to lie beyond it
 _MIB = 1 << 20
 
 
 def to_json(record: Mapping[str, Any]) -> str:
-    """Return JSON with each list of numbers on one line, however long."""
+    """Return JSON with each list of numbers on a line, however long."""
     text = json.dumps(_rounded(record), ensure_ascii=False, indent=1)
     return _NUMBERS.sub(lambda found: " ".join(found[0].split()), text) + "\n"
 

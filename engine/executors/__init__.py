@@ -52,7 +52,7 @@ class Executor(Protocol):
         """Return the best number of tokens for a batch, of `total` in all; at most `batch_tokens`."""
 
     def run(self, batches: Iterable[PackedBatch]) -> Iterator[NDArray[np.float32]]:
-        """Yield the logits `[B, C]` of each batch, in order; the next batch may be taken first."""
+        """Yield the logits `[B, C]` of each batch, in order; it may take the next batch first."""
 
     def warm_up(self) -> Iterator[tuple[int, int]]:
         """Do in advance what first batches would wait for; yields (done, of how many) on the way."""
@@ -81,7 +81,7 @@ def open_executor(
         batch_tokens: tokens run at once, or None for what suits the executor.
         longest: tokens of the longest pair.
         batch_invariant: under triton, give a pair the same bits in any batch.
-        dimensions: of the model. An executor that checks no ids checks the graph's tables against them.
+        dimensions: of the model. An executor that checks no ids as it runs holds the graph's tables to them.
         stored: the precision of the weights in the file; int8 weights are computed with in int8, on a CPU.
 
     Raises:

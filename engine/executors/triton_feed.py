@@ -48,8 +48,8 @@ class Feed:
             self._copies.wait_stream(stream)  # device memory is allocated in its order
 
     def send(self, batch: PackedBatch, sizes: Bucket) -> None:
-        """Put the numbers of a batch in place before what is launched next in the stream. Further pairs of
-        `sizes` are empty ones at the end."""
+        """Put the numbers of a batch in place before what is launched next in the stream. Pairs that `sizes`
+        has beyond it, at the end, are empty."""
         if self._stream is None or self._copies is None:
             _fill(self.numbers, batch, sizes)
             return
