@@ -1,14 +1,14 @@
-"""An experiment: attention's programs in other orders, which reads the same rows at other times.
+"""An experiment: attention's programs in other orders, which read the same rows at other times.
 
     python bench/attention_orders.py [--tokens 16384] [--smoke]
 
-The kernel in use walks all pairs for a head, then for the next: of a row of QKV it reads a head's 64 or 128
-bytes at a time, and comes back for the next ones much later. With the heads of a pair side by side a row is
-read as a whole, by programs that run together; and from the last pair to the first, what the product before
-wrote last is read first, while it is still in the cache. Nothing is summed otherwise: the bits are compared.
+The kernel in use walks all pairs for one head, then for the next: of a row of QKV it reads a head's 64 or 128
+bytes, and comes back for the next head's much later. With the heads of a pair side by side, a row is read as
+a whole, by programs that run together; and from the last pair to the first, what the preceding product wrote
+last is read first, while it is still in the cache. No order of summation changes: the bits are compared.
 
-Times are of attention alone, its inputs in no cache, and of QKV's product with attention behind it, as in the
-model. It has never run on a GPU: `--smoke` compares the bits, interpreted. If an order wins, it belongs into
+Times are of attention alone, its inputs in no cache, and of QKV's product followed by attention, as in the
+model. It has never run on a GPU: `--smoke` compares the bits, interpreted. If an order wins, it belongs in
 `kernels/`; if not, this file goes.
 """
 
@@ -43,8 +43,8 @@ from segue.kernels.launching import launch, target, unit
 
 __all__ = ["ORDERS", "main", "ordered"]
 
-# Which of head, pair and tile of queries changes from one program to the next, and which then; and whether
-# pairs are taken from the last one on.
+# Which of head, pair and tile of queries changes from one program to the next, then which, then which; and
+# whether pairs go from last to first.
 ORDERS = tuple(product(("tile, pair, head", "head, tile, pair", "tile, head, pair"), (False, True)))
 MODELS = ((768, 12), (384, 12))  # hidden size, heads
 

@@ -2,10 +2,10 @@
 
     python bench/budget.py [--write]
 
-The launches are those of the Triton executor's plan, read off the graph that an export of such a model gives
-(traced with weights that are not there); bytes and operations are what each kernel's module says that a
-launch costs at least. So the numbers change only with the graph and the kernels, on any machine. Prints
-Markdown; --write puts it into bench/results/budget.md, which a test holds against what this gives.
+The launches are those of the Triton executor's plan, read from the graph that exporting such a model gives
+(traced with weights that are not there); bytes and operations are the least that a launch costs, as each
+kernel's module states. So on any machine the numbers change only with the graph and the kernels. Prints
+Markdown; --write puts it into bench/results/budget.md, which a test compares with what this gives.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def batches() -> dict[str, list[int]]:
 
 
 def launches(dimensions: Dimensions) -> tuple[Step, ...]:
-    """The plan of a model of that size, with two labels. Layers but the last being alike, one is traced."""
+    """The plan of a model of that size two labels. All layers but the last are alike, so one is traced."""
     layers = min(dimensions.layers, 2)
     graph = trace(hollow(replace(dimensions, layers=layers)), OPSET).graph
     shapes = take_weights(graph)
@@ -120,8 +120,7 @@ def take_weights(graph: ir.Graph) -> list[onnx.TensorProto]:
 
 
 def cost(steps: Iterable[Step], lengths: list[int]) -> dict[str, Row]:
-    """What each op costs for a batch of pairs of these lengths, and "all"; every token is taken to be another
-    word."""
+    """What each op, and "all", costs for a batch of these lengths; every token is taken to be a new word."""
     columns: dict[str, int] = {}
     found: dict[str, Row] = {}
     for step in steps:
@@ -137,7 +136,7 @@ def cost(steps: Iterable[Step], lengths: list[int]) -> dict[str, Row]:
 
 
 def report() -> str:
-    """The whole of it, as Markdown."""
+    """The report, as Markdown."""
     plans = {name: launches(dimensions) for name, dimensions in MODELS.items()}
     lines = [
         "# What a forward pass moves and computes",

@@ -1,8 +1,8 @@
-"""Kernels that are wrong on purpose, one for each rule of the compile report: that it catches them.
+"""Kernels wrong on purpose, one for each rule of the compile report, to show that it catches them.
 
     python bench/compile_faults.py [--json FILE]
 
-Prints which rules each kernel breaks on each target it is compiled for, and ends with 1 if one that should
+Prints which rules each kernel breaks on each target it is compiled for, and exits 1 if one that should
 break a rule does not. Nothing is launched.
 """
 
@@ -70,8 +70,8 @@ def _hasty_kernel(x_ptr, out_ptr, stride, ROWS: tl.constexpr, WIDTH: tl.constexp
 
 
 class _Fault(NamedTuple):
-    """A kernel, its arguments and options; where it is compiled for; and what the rule says that it breaks,
-    or nothing if it is to pass."""
+    """A kernel, its arguments and options; its targets; and a part of what the rule that it breaks says, or
+    nothing if it is to pass."""
 
     kernel: Any
     arguments: tuple[Any, ...]
@@ -85,7 +85,7 @@ def _matrix(rows: int, columns: int) -> torch.Tensor:
 
 
 def _shifted(rows: int, columns: int) -> torch.Tensor:
-    """As `_matrix`, an element after what 16 divides."""
+    """As `_matrix`, an element off 16-byte alignment."""
     return torch.empty(rows * columns + 1, dtype=torch.float16)[1:].view(rows, columns)
 
 

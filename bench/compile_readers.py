@@ -1,8 +1,8 @@
 """What the compiler made of one kernel, read from the binary and from each form before it.
 
 NVIDIA: `cuobjdump` tells registers and stack, `nvdisasm` the instructions, both from the wheel of Triton;
-which argument an access belongs to follows from the places in the source that PTX and TTGIR bear. AMD: all of
-it from the assembly. Knows nothing about any op.
+which argument an access belongs to follows from the places in the source that PTX and TTGIR name. AMD: all
+comes from the assembly. Knows nothing about any op.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _SASS = re.compile(r"\b(LDG|LDGSTS|STG|LDL|STL|HMMA|HGMMA|UTC[A-Z]*MMA|LD|ST)(\.
 
 
 class _Driver:
-    """As much of a driver as compiling asks for, of a GPU that need not be there."""
+    """As much of a driver as compiling needs, for a GPU that need not be there."""
 
     def __init__(self, target: triton.backends.compiler.GPUTarget) -> None:
         self._target = target
@@ -54,7 +54,7 @@ def compile_for(target: str) -> None:
 
 
 def read(compiled: Any) -> dict[str, Any]:
-    """Everything that the rules ask about, of what `kernel.warmup` gave; ready for JSON.
+    """Everything that the rules ask about what `kernel.warmup` gave, ready for JSON.
 
     Raises:
         ValueError: the compiler's output has something in it that this cannot read.
@@ -87,7 +87,7 @@ def _join(accesses: list[dict[str, Any]], widths: dict[tuple[str, str], set[int]
     for access in accesses:
         found: set[int] = set()
         for (kind, place), these in widths.items():
-            # two calls merged into one keep but the innermost place
+            # calls merged into one keep only the innermost place
             if kind == access["kind"] and f"{access['place']} < ".startswith(f"{place} < "):
                 found |= these
                 met.add((kind, place))
@@ -140,7 +140,7 @@ def _ptx_bytes(suffix: str) -> int:
 
 
 def _check_widest(widths: dict[tuple[str, str], set[int]], counts: Counter[str]) -> None:
-    """The assembler keeps the widest accesses as they were; it may split none."""
+    """Check that the assembler kept the widest accesses and split none."""
     for kind, names in (("load", ("LDG", "LDGSTS", "LD")), ("store", ("STG", "ST"))):
         asked = max((w for (k, _), found in widths.items() if k == kind for w in found), default=0)
         given = [_sass_bytes(name) for name in counts if name.partition(".")[0] in names]

@@ -1,12 +1,12 @@
-"""What a compiled kernel has to keep to, and whether the configurations of one op sum in the same order.
+"""The rules for a compiled kernel, and whether the configurations of one op sum in the same order.
 
 An entry is what `compile_readers.read` gave for one kernel, and what it was called with: `op`, `kernel`,
 `target`, `dtype`, `model`, `setting`, `configuration`, and `tensors`: argument → shape and whether it is of
 floats.
 
-Operand tiles are what the 16 bytes are asked of: accesses through an argument that is a float matrix whose
-rows have a multiple of 8 elements, 64 or more, of a tile with two rows or more, or of 256 elements of one
-row. Biases and LayerNorm weights are vectors, ids and cu_seqlens integers: neither is asked.
+The 16-byte rule is for operand tiles: accesses through an argument that is a float matrix whose rows have
+a multiple of 8 elements, 64 or more, and of a tile with two rows or more, or 256 elements or more of one row.
+It is not for biases and LayerNorm weights (vectors), nor ids and cu_seqlens (integers).
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def broken(entry: Entry, limit: int) -> list[str]:
 
 
 def _products(entry: Entry) -> list[str]:
-    """Products of 16 bits run on matrix units, those of 64 rows or more on sm_90's asynchronous ones; and the
+    """16-bit products run on matrix units, on sm_90 those of 64 rows or more on asynchronous ones; and the
     binary has every kind of instruction that TTGIR chose."""
     found, target = [], entry["target"]
     elements = {product["element"] for product in entry["products"]}
@@ -72,7 +72,7 @@ def _products(entry: Entry) -> list[str]:
 
 
 def operands(entry: Entry) -> list[dict[str, Any]]:
-    """The accesses that 16 bytes at a time are asked of."""
+    """The accesses that have to be 16 bytes at a time."""
     found = []
     for access in entry["accesses"]:
         tensor = entry["tensors"].get(access["argument"])
@@ -85,8 +85,8 @@ def operands(entry: Entry) -> list[dict[str, Any]]:
 
 
 def _widths(entry: Entry) -> list[str]:
-    """16 bytes at a time. gfx942 may store 8: its accumulators hold four in a row. Of a tile that a product
-    has made smaller than 16 bytes a thread, each thread takes its share at once."""
+    """16 bytes at a time. gfx942 may store 8: its accumulators hold four in a row. Where a product
+    makes a tile smaller than 16 bytes a thread, each thread takes its share at once."""
     found = []
     for access in operands(entry):
         least = 8 if access["kind"] == "store" and entry["target"].startswith("gfx") else 16
@@ -107,7 +107,7 @@ def _tile_bytes(access: dict[str, Any]) -> int:
 
 
 def absent(entries: Iterable[Entry]) -> list[str]:
-    """The ops that multiply matrices, but not so on some target."""
+    """Ops meant to multiply matrices that do not on some target."""
     products: dict[tuple[str, str, str], int] = defaultdict(int)
     for entry in entries:
         if entry["op"] in PRODUCTS:
@@ -118,8 +118,8 @@ def absent(entries: Iterable[Entry]) -> list[str]:
 def disagreements(entries: Iterable[Entry]) -> list[str]:
     """Where two configurations of one op, dtype, model and target sum a row in different orders.
 
-    Compared is each place in the source with itself, calls and all: a path that one configuration leaves out
-    is not missed, and the paths of short and long pairs are not held against each other.
+    Each place in the source, with its calls, is compared with itself: a path that one configuration leaves
+    out is not missed, and the paths of short and long pairs are not compared.
     """
     groups: dict[tuple[str, ...], dict[str, dict[tuple[str, ...], str]]] = {}
     for entry in entries:

@@ -1,8 +1,8 @@
-"""What a kernel's TTGIR says: its accesses of memory, its products, and the order of its sums.
+"""What a kernel's TTGIR says: its memory accesses, its products, and the order of its sums.
 
-TTGIR is Triton's last form of a kernel that still has tiles, and the layouts that say which thread holds
-what. Every entry bears its place in the source, as a chain of `file:line:column`, innermost first, which is
-also what the assembly says of each instruction. Knows nothing about any op.
+TTGIR is the last of Triton's forms of a kernel to have tiles, with layouts that say which thread holds what.
+Every entry has its place in the source, as a chain of `file:line:column`, innermost first, just as the
+assembly gives it for each instruction. Knows nothing about any op.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ _ACCESSES = {
     "amdg.buffer_store": "store",
 }
 _PRODUCTS = ("tt.dot", "ttng.warp_group_dot", "ttng.tc_gen5_mma")
-# a copy engine moves whole tiles by these; no thread has a share of it whose width could be asked
+# a copy engine moves whole tiles with these: no thread has a share whose width could be checked
 _ENGINE = ("ttng.async_tma_copy_global_to_local",)
-# what else moves memory in some version of Triton: named, so that none of it goes unread
+# what else moves memory in some version of Triton, named so that none of it goes unread
 _UNREAD = re.compile(r"descriptor_|atomic|async_tma|\.gather|dot_scaled|mma_scaled|tt\.call|async_bulk")
 
 
@@ -38,14 +38,14 @@ class Ttgir:
     """One kernel.
 
     Attributes:
-        accesses: of each access of global memory its kind, argument, tile, bytes of an element and place.
-        products: of each `tl.dot` its rows, columns, depth, element, kind of instruction, order and place.
-        orders: place → what fixes the order in which is summed there.
-        hasty: places of accesses before the kernel has waited for the launch before it: all, if it never
-            does.
+        accesses: kind, argument, tile, bytes per element and place of each access to global memory.
+        products: rows, columns, depth, element, kind of instruction, order and place of each `tl.dot`.
+        orders: place → what fixes the order of summation there.
+        hasty: places of accesses made before the kernel waits for the preceding launch: all, if it never
+            waits.
 
     Raises:
-        ValueError: there is an operation that this does not know how to read.
+        ValueError: there is an operation that this cannot read.
     """
 
     def __init__(self, text: str) -> None:
@@ -136,7 +136,7 @@ class Ttgir:
         if precision and element == "f32":
             detail += f", {precision[1]}"
         place = self._place(where)
-        # sixteen products after another into the same accumulators, however deep the block (seen on an H200)
+        # sixteen products after sixteen into the same accumulators, however deep the block (seen on an H200)
         deep = "" if kind == "HGMMA" and _bytes(element) == 2 else f", {depth} deep"
         order = f"product of {element} by {kind}{detail}{deep}"
         self.products.append(
@@ -164,7 +164,7 @@ class Ttgir:
             orders.append(order)
 
     def _layout(self, type_text: str) -> str:
-        """The layout of the first tile of a type, its alias looked up."""
+        """The layout of the first tile of a type, its alias resolved."""
         layout = type_text.partition(", ")[2].rstrip()
         layout = layout[:-1] if layout.endswith(">") else layout
         return self._layouts.get(layout, layout)
@@ -189,7 +189,7 @@ def _vector(layout: str, name: str) -> list[int]:
 
 
 def _instruction(op: str, layout: str) -> tuple[str, str]:
-    """The kind of matrix instruction, and what of its shape bears on the order of a sum."""
+    """The kind of matrix instruction, and what in its shape affects the order of a sum."""
     if op == "ttng.tc_gen5_mma":
         return "UTCMMA", ""
     if "nvidia_mma" in layout:
@@ -203,7 +203,7 @@ def _instruction(op: str, layout: str) -> tuple[str, str]:
 
 
 def _along(layout: str, axis: int, layouts: dict[str, str]) -> str:
-    """What of a layout decides which lane of which thread holds which element along `axis`."""
+    """The part of a layout that decides which lane of which thread holds what along `axis`."""
     if nested := re.fullmatch(r"#ttg\.slice<\{dim = (\d+), parent = (.*)\}>", layout):
         gone = int(nested[1])
         return _along(layouts.get(nested[2], nested[2]), axis + (axis >= gone), layouts)

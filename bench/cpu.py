@@ -5,8 +5,8 @@
 Useful operations are those of the graph that computes the last layer for [CLS] alone, for real tokens: the
 products of the linear layers and of attention, nothing else. Their rate, from prepared batches and from text,
 is divided by that of ONNX Runtime's own MatMul of [4096, 384] and constant [384, 1536] weights, in the same
-process and with the same threads; all three take turns. Then ONNX Runtime's profiler says which operators the
-time of prepared batches goes to. Prints Markdown; --write puts it into bench/results/cpu-2-cores.md.
+process and with the same threads; all three take turns. Then ONNX Runtime's profiler says on which operators
+prepared batches spend their time. Prints Markdown; --write puts it into bench/results/cpu-2-cores.md.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def useful(model: Dimensions, lengths: NDArray[np.int64]) -> int:
-    """Operations, a multiplication and an addition being two, that pairs of these lengths need."""
+    """Operations that pairs of these lengths need; a multiplication and an addition are two."""
     e, f = model.hidden_size, model.intermediate_size
     tokens, pairs, squares = int(lengths.sum()), len(lengths), int((lengths**2).sum())
     layer = 2 * tokens * (4 * e * e + 2 * e * f) + 4 * squares * e
@@ -85,7 +85,7 @@ def useful(model: Dimensions, lengths: NDArray[np.int64]) -> int:
 
 
 def report(found: dict[str, Any]) -> str:
-    """The whole of it, as Markdown."""
+    """The report, as Markdown."""
     facts = {
         "pairs": found["pairs"],
         "tokens": f"{found['tokens']:,}",

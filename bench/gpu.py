@@ -1,12 +1,12 @@
-"""Everything about this GPU in one run of a few minutes: what it is, if all is right on it, how fast it is.
+"""Everything about this GPU in one run of a few minutes: what it is, whether all is right, how fast it is.
 
     python bench/gpu.py [--out DIR] [--only SECTION...] [--precision float16...] [--seconds 460]
                         [--autotune] [--sanitize] [--tests]
     python bench/gpu.py --prepare DIR        on a machine with segue[export], for one without: --prepared DIR
     python bench/gpu.py --smoke              toy sizes, interpreted: takes every path, measures nothing
 
-What is right comes first; what is not right is not timed. Works in a checkout that is not installed, and
-downloads nothing. Writes DIR/<gpu>-<date>.json, whole after every section, and a table of it beside.
+Correctness comes first: what is wrong is not timed. Works in a checkout that is not installed, and downloads
+nothing. Writes DIR/<gpu>-<date>.json, complete after every section, and a table of it beside.
 """
 
 from __future__ import annotations

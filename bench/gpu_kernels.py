@@ -1,8 +1,8 @@
-"""Kernels alone, beside what PyTorch has for the same: microseconds, bytes and operations per second.
+"""Single kernels beside PyTorch's equivalents: microseconds, bytes and operations per second.
 
-Every side's result is held to the rule of `gpu_parity` at the very shape, before anything is timed. Inputs
-take turns, so that none is found in the cache; results are written where they were before. Attention is as a
-model has it: Q, K and V are views of one tensor, and the context comes as rows.
+Every side's result is checked by the rule of `gpu_parity` at the same shape, before anything is timed. Inputs
+take turns, so that none is found in the cache; results go to the same memory each time. Attention is as in a
+model: Q, K and V are views of one tensor, and the context comes as rows.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ Arguments = tuple[Any, ...]
 
 
 class Contest(NamedTuple):
-    """An op at one shape. make: its arguments, by a seed. peers: functions of the same arguments that give
-    the same; beside: of those that give something else, and are timed to compare."""
+    """An op at one shape. make: its arguments, from a seed. peers: functions of these arguments that give the
+    same result. beside: those that give something else, timed to compare."""
 
     op: str
     shape: str
@@ -51,7 +51,7 @@ class Contest(NamedTuple):
 
 
 def time_kernels(run: Run, work: Work, found: dict[str, Any], *, autotune: bool = False) -> None:
-    """`found["rows"]`: a contest each, with the microseconds of every side that was right."""
+    """`found["rows"]`: one a contest, with the microseconds of every side that was right."""
     rows = found["rows"] = []
     parity = run.found("parity of kernels")
     name = str(_DTYPE).removeprefix("torch.")
@@ -120,7 +120,7 @@ def _contests(device: torch.device, smoke: bool, autotune: bool) -> Iterator[Con
             {"F.layer_norm(x + y)": _add_layer_norm} | compiled(_add_layer_norm),
         )  # fmt: skip
         words = 100 if smoke else 30_522
-        different = round(words * (1 - (1 - 1 / words) ** tokens))  # of so many random ones, about
+        different = round(words * (1 - (1 - 1 / words) ** tokens))  # of so many drawn, about
         yield Contest(
             "embed", f"{tokens} x {hidden}", partial(_tables, make, tokens, hidden, words),
             {}, {"T": tokens, "E": hidden, "W": different + 514, "i": 12},
@@ -173,7 +173,7 @@ def _attention(hidden: int, heads: int, lengths: tuple[int, ...], make: Callable
 
 
 def attend_variable(query: Tensor, key: Tensor, value: Tensor, bounds: Tensor, longest: int) -> Tensor:
-    """PyTorch's attention over packed sequences: [T, H, D] of three of them."""
+    """PyTorch's attention over packed sequences; Q, K and V are [T, H, D]."""
     from torch.nn.attention.varlen import varlen_attn
 
     context: Tensor = varlen_attn(query, key, value, bounds, bounds, longest, longest)

@@ -1,7 +1,7 @@
-"""Correct first: every executor against PyTorch, and itself in other batches. What fails is not timed.
+"""Correctness: every executor against PyTorch, and itself in other batches. What fails is not timed.
 
-Logits may be twice as wrong, against float64, as the plan's formulas run eagerly in the executor's precision,
-and one rounding step. The formulas in float64 are held against PyTorch's own network, so that the plan is
+Against float64, logits may be twice as wrong as the plan's formulas run eagerly in the executor's precision,
+plus one rounding step. The formulas in float64 are compared with PyTorch's network, to see that the plan is
 the model's.
 """
 
@@ -30,12 +30,12 @@ __all__ = ["check_models", "trusted"]
 _LENGTHS = (3, 128, 31, 512, 64, 5, 257, 127, 33, 96, 200, 17, 65, 32, 400, 48)  # tokens of the pairs
 _SMOKE_LENGTHS = (3, 9)
 _THREADS = 4
-_CLOSE = 1e-6  # what a float64 logit may differ by, of about one, for other orders of summation
+_CLOSE = 1e-6  # what a float64 logit of about one may differ by in other orders of summation
 
 
 def check_models(run: Run, work: Work, found: dict[str, Any]) -> None:
-    """`found[model]`: the plan's distance from PyTorch, and of each executor whether it is as exact as it may
-    be and, if it promises that, gives the same bits in any batch and order."""
+    """`found[model]`: the plan's distance from PyTorch, and for each executor whether it is as exact as it
+    must be and, if it promises so, gives the same bits in any batch and order."""
     lengths = list(_SMOKE_LENGTHS if work.smoke else _LENGTHS)
     for name in work.scored:
         run.check_time()
@@ -89,7 +89,7 @@ def _run(work: Work, name: str, precision: str, invariant: bool, *batches: Any) 
 def _bits(
     work: Work, name: str, precision: str, invariant: bool, lengths: list[int], longest: int
 ) -> dict[str, Any]:
-    """How pairs come out alone and among each other: in two orders, and in threads that share an executor."""
+    """How pairs come out alone and together: in two orders, and in threads that share an executor."""
     lengths = [min(n, longest) for n in lengths]
     singles = [batch_of([n], 30_000, seed) for seed, n in enumerate(lengths)]
     alone = _run(work, name, precision, invariant, *singles)
@@ -120,7 +120,7 @@ def _in_threads(executor: Any, singles: list[PackedBatch], alone: np.ndarray) ->
 
 
 def _joined(batches: list[PackedBatch]) -> PackedBatch:
-    """One batch of the pairs of several, which have one each."""
+    """One batch made of several batches of one pair each."""
     parts = (
         np.concatenate([getattr(batch, name) for batch in batches])
         for name in ("input_ids", "token_type_ids", "position_ids")

@@ -1,8 +1,7 @@
-"""What a user could take instead: the same pairs and weights, in float16, each at the best of some
-batch sizes.
+"""What a user could take instead: the same pairs and weights in float16, each at its best batch size tried.
 
-All get batches that are ready on the host, and give logits there. The first pairs of every workload are held
-against float64, by the rule of the tests: a peer that scores something else is not timed. Sides take turns.
+All get batches that are ready on the host, and give logits there. The first pairs of every workload are
+compared with float64, by the rule of the tests: a peer whose scores are wrong is not timed. Sides take turns.
 """
 
 from __future__ import annotations
@@ -30,13 +29,13 @@ from segue.batching import PackedBatch
 __all__ = ["compare_peers"]
 
 _PADDED = (32, 128, 512, 2048)  # pairs of a padded batch
-_CHECKED = 48  # pairs held against float64
-_COMPILING = 30  # seconds without which no module is compiled
+_CHECKED = 48  # pairs checked with float64
+_COMPILING = 30  # least seconds left to compile a module in
 Scorer = Callable[[], np.ndarray]
 
 
 def compare_peers(run: Run, work: Work, found: dict[str, Any], *, autotune: bool = False) -> None:
-    """`found["rows"]`: of a model and a workload, the pairs a second of every side that scores the same."""
+    """`found["rows"]`: by model and workload, the pairs a second of every side whose scores are right."""
     found["there"] = _there()
     found["rows"], found["one pair"] = [], []
     halves = {model: copy.deepcopy(work.model(model).module).half().to(work.device) for model in work.names}
@@ -48,7 +47,7 @@ def compare_peers(run: Run, work: Work, found: dict[str, Any], *, autotune: bool
             row = {"model": model, "workload": workload, "pairs": len(lengths), "sides": {}}
             found["rows"].append(row)
             yardstick = _yardstick(half, whole, _checked(work), work.device)
-            # what a CPU makes of float16 hangs on its library, and may be twice as wrong one way as another
+            # float16 on a CPU depends on its library, and may be twice as wrong one way as another
             module = copy.deepcopy(half).float() if work.smoke else half
             scorers = dict(_scorers(run, work, model, module, whole))
             _time(work, scorers, yardstick, row)
@@ -71,7 +70,7 @@ def _time(
         except Exception as error:  # what a peer cannot do is part of the result
             row["sides"][name] = {"not timed": f"{type(error).__name__}: {error}"[:300]}
     for scorer in [*right.values()] * (0 if work.smoke else 2):
-        scorer()  # with this a graph has been captured and replayed
+        scorer()  # by now a graph has been captured and replayed
     taken = take_turns(right, work.device, repeats=1 if work.smoke else 5)
     row["sides"] |= {name: rate(seconds, row["pairs"]) for name, seconds in taken.items()}
 

@@ -2,8 +2,8 @@
 
     python bench/host.py [--text FILE ...] [--share 1.0] [--rounds 5] [--threads N] [--write] [--json FILE]
 
-Prose is drawn by Zipf's law from the words of the shipped tokenizer; --text adds files'. Ids and segment
-ids of every pair are compared first. Then the ways are timed in turn: transformers' call at the best of three
+Prose is drawn by Zipf's law from the shipped tokenizer's words; --text adds files' words. The ids and
+segment ids of every pair are compared first. Then these take turns: transformers' call at the best of three
 batch sizes; tokenizers without it; segue with an encoder that has seen nothing, and with one that has encoded
 as many other pairs. Prints Markdown; --write puts it into bench/results/host-2-cores.md.
 """
@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _drawn() -> list[str]:
-    """Return words as varied as an encyclopaedia's, by their place in the vocabulary; some are compounds."""
+    """Return words as varied as an encyclopaedia's, the vocabulary's first most often; some compounds."""
     draw, count = np.random.default_rng(1), 700_000
     vocabulary = json.loads(FILE.read_text(encoding="utf-8"))["model"]["vocab"]
     known = [word for word in vocabulary if word.isascii() and word.isalpha() and len(word) > 1]
@@ -85,10 +85,10 @@ def _drawn() -> list[str]:
 
 
 def _workloads(words: list[str], share: float) -> dict[str, tuple[Pairs, Pairs]]:
-    """Return for each kind of work its pairs, and as many others from further on in `words`."""
+    """Return the pairs of each kind of work, and as many others from further on in `words`."""
     draw, count = np.random.default_rng(0), max(1, round(1000 * share))
 
-    def sizes(count: int) -> list[int]:  # in words: log-normal, some 60 tokens in the mean
+    def sizes(count: int) -> list[int]:  # in words: log-normal, mean about 60 tokens
         tokens = np.clip(draw.lognormal(np.log(59) - 0.32, 0.8, count), 8, 500)
         return np.maximum((tokens - 3) / 1.33, 2).astype(int).tolist()
 
@@ -133,7 +133,7 @@ def _measure(pairs: Pairs, others: Pairs, rounds: int) -> dict[str, Any]:
 
 
 def _check(pairs: Pairs, call: Any, library: Any) -> int:
-    """Return the tokens of all pairs; SystemExit where the ids or segment ids of one differ."""
+    """Return the number of tokens; SystemExit if the ids or segment ids of a pair differ."""
     theirs, (encoded, batches) = _padded(pairs, call, 256), _packed(pairs, PairEncoder(FILE, LIMIT))
     for name, flat in zip(("input_ids", "token_type_ids"), _flat(pairs, library), strict=True):
         found: dict[int, Any] = {}
@@ -169,7 +169,7 @@ def _packed(pairs: Pairs, encoder: PairEncoder) -> tuple[Any, list[Any]]:
 
 
 def _clock(way: Callable[..., Any], *arguments: Any) -> tuple[float, float]:
-    """Return seconds on the wall, and of all cores together."""
+    """Return wall-clock seconds, and those of all cores."""
     started, worked = time.perf_counter(), time.process_time()
     way(*arguments)
     return time.perf_counter() - started, time.process_time() - worked

@@ -3,19 +3,18 @@
     python bench/peers.py [--precision float32|int8] [--workloads NAME ...] [--peers KEY ...] [--pairs 256]
                           [--rounds 7] [--threads N] [--checkpoint DIR] [--write] [--smoke]
 
-Each peer works in a process of its own, in an environment of its own where its pins clash with the others';
-all are built below build/peers at the first run, some 4 GB of packages. Its batch size is chosen first, on
-every second pair; its scores are compared with PyTorch's; then all are timed, one at a time, each round
-starting with another. A peer that cannot be installed or loaded is listed with the reason, one that scores
-something else is refused. Nothing is asked of a model hub.
+Each peer has its own process, and its own environment where its pins clash with the others'; all are built
+below build/peers in the first run, some 4 GB of packages. First its batch size is chosen, on every second
+pair, and its scores are compared with PyTorch's; then all are timed, one at a time, each round starting with
+another. A peer that cannot be installed or loaded is listed with the reason; one whose scores are wrong is
+refused. No model hub is used.
 
-`--precision int8` compares the int8 versions of segue and its peers, each quantised by its own tool. What
-rounding does to their scores is measured then, and so is how far a score depends on the rest of its batch;
-cold starts are left out.
+`--precision int8` compares the int8 versions of segue and its peers, each quantised by its own tool. It also
+measures what rounding does to their scores, and how far a score depends on the rest of its batch; cold starts
+are left out.
 
 `--write` puts JSON (every round), Markdown and, of float32, a picture into bench/results. `--smoke` runs two
-peers on a tiny model: with few --pairs and --rounds it shows that the parts fit, and no figure of it means
-anything.
+peers on a tiny model: with few --pairs and --rounds it shows that the parts fit; its figures mean nothing.
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ __all__ = ["main", "run"]
 _ROOT = Path(__file__).resolve().parent.parent
 _RESULTS = _ROOT / "bench" / "results"
 _STARTS = 5
-_LEAST_SPREAD = 0.01  # standard deviation of the reference's scores: less, and a wrong one would pass
+_LEAST_SPREAD = 0.01  # standard deviation of the reference's scores: below it, wrong ones would pass
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -68,7 +67,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def run(arguments: argparse.Namespace, peers: list[Peer]) -> dict[str, Any]:
-    """Prepare everything, measure, and return the record, which is also in the work folder at any time."""
+    """Prepare everything, measure, and return the record, which is also kept in the work folder."""
     work: Path = arguments.work.resolve()
     threads = arguments.threads or available_threads()
     model = f"given-{arguments.checkpoint.name}" if arguments.checkpoint else "minilm"

@@ -4,8 +4,8 @@
 the logistic function of the model's only logit for each pair, in the order given. `order` is "sorted" (by
 tokens, longest first) or "given", where the peer's library leaves the choice. All of a call counts:
 tokenising, batching, padding, computing. No default of a library is changed but the number of threads, the
-tokens that a pair may have, and in OpenVINO the precision, float32 unless asked for another, and that
-throughput counts. `file` is a model that lies in the checkpoint folder.
+limit of a pair's tokens and, in OpenVINO, the precision (float32 unless another is asked for) and the hint
+that throughput counts. `file` is a model in the checkpoint folder.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ __all__ = [
 
 Pairs = list[tuple[str, str]]
 Scorer = Callable[[Pairs, int], Any]
-Feeds = Iterator[tuple[list[int], dict[str, np.ndarray]]]  # the numbers of a batch's pairs, its arrays
+Feeds = Iterator[tuple[list[int], dict[str, np.ndarray]]]  # the indices of a batch's pairs, its arrays
 _LONGEST = 512
 _FLOAT32 = "onnx/model.onnx"
 
@@ -78,7 +78,7 @@ def onnxruntime_padded(checkpoint: Path, threads: int, order: str, *, file: str 
 
 
 def onnxruntime_streams(checkpoint: Path, threads: int, order: str, *, file: str = _FLOAT32) -> Scorer:
-    """The same in as many threads as there are, each with a batch of its own: none waits for another."""
+    """The same in `threads` threads, each with a batch of its own: none waits for another."""
     from concurrent.futures import ThreadPoolExecutor
 
     session, pool = _session(checkpoint / file, 1), ThreadPoolExecutor(threads)
@@ -94,8 +94,8 @@ def openvino_padded(
 ) -> Scorer:
     """OpenVINO on the same file, tokenised in the same way, through its queue of requests.
 
-    Compiled for throughput: a batch for each stream of threads at a time, which was faster here than all
-    threads on one batch after the other.
+    Compiled for throughput: each stream of threads has its own batch, which was faster here than all threads
+    on one batch after another.
     """
     import openvino
 
@@ -151,7 +151,7 @@ def flashrank(checkpoint: Path, threads: int, order: str) -> Scorer:
 
 
 def fastembed(checkpoint: Path, threads: int, order: str, *, file: str = _FLOAT32) -> Scorer:
-    """fastembed's TextCrossEncoder, which takes pairs as they come; its own default are batches of 64."""
+    """fastembed's TextCrossEncoder, which takes pairs as they come; its own default is batches of 64."""
     from fastembed.common.model_description import ModelSource
     from fastembed.rerank.cross_encoder import TextCrossEncoder
 
@@ -166,7 +166,7 @@ def fastembed(checkpoint: Path, threads: int, order: str, *, file: str = _FLOAT3
 
 
 def tokenizer(checkpoint: Path) -> Any:
-    """The checkpoint's own, which cuts a pair at as many tokens as the model takes."""
+    """The checkpoint's own, which cuts a pair to as many tokens as the model takes."""
     import tokenizers
 
     made = tokenizers.Tokenizer.from_file(str(checkpoint / "tokenizer.json"))
@@ -212,7 +212,7 @@ def _padded(
 
 
 def _batches(lengths: list[int], batch: int, order: str) -> Iterator[list[int]]:
-    """Yield the numbers of the pairs of each batch."""
+    """Yield the indices of the pairs of each batch."""
     numbers = list(range(len(lengths)))
     if order == "sorted":
         numbers.sort(key=lambda i: -lengths[i])

@@ -18,7 +18,7 @@ __all__ = ["GROSS", "TOLERANCE", "calibrate", "check", "cold_starts", "run_workl
 TOLERANCE = 1e-4  # of a probability, from PyTorch
 GROSS = 0.25  # the same in the mean, where rounding is allowed
 _SETTLE = 0.3  # seconds between two turns: a library's threads may spin for a while before they sleep
-_HOPELESS = 1.4  # times the best batch's seconds; larger batches are then not tried
+_HOPELESS = 1.4  # times the best batch's seconds: beyond, no larger batch is tried
 
 _STEP = 2  # of the pairs that are scored for a calibration, or alone
 
@@ -32,14 +32,14 @@ def run_workload(
 
     Args:
         start: starts a peer's worker on this workload, or raises Unavailable.
-        reference: what PyTorch makes of every pair.
+        reference: PyTorch's score of every pair.
         alone: score pairs alone too, to see how far a score depends on its batch.
 
     Returns:
-        `absent`: why it could not be had; or `refused`: why it was not timed; or `batch`, `tried` (seconds by
-        batch), `seconds` of each round, `difference` from PyTorch at the most, `mean_difference`, `alone`:
-        how far a score is from that of the pair alone, at the most, `peak` bytes, `idle`: the CPU seconds
-        that it used for each second in which another was at work, `versions`.
+        `absent`: why it is missing; or `refused`: why it was not timed; or `batch`; `tried`: seconds by
+        batch; `seconds` of each round; `difference`: the largest from PyTorch; `mean_difference`; `alone`:
+        the largest difference of a score from that of the pair alone; `peak` bytes; `idle`: the CPU seconds
+        that it used for each second in which another was at work; `versions`.
     """
     records: dict[str, dict[str, Any]] = {}
     with ExitStack() as stack:
@@ -93,7 +93,7 @@ def check(
 ) -> str | None:
     """Return what is wrong with the scores, or None; the differences go into `record`.
 
-    Those of a peer that is not `exact` are rounded: wrong is what rounding does not explain.
+    Those of a peer that is not `exact` are rounded: only what that cannot explain is wrong.
     """
     if len(scores) != len(reference):
         return f"{len(scores)} scores for {len(reference)} pairs"
@@ -128,8 +128,8 @@ def time_rounds(working: Mapping[str, tuple[Worker, int]], rounds: int) -> dict[
 def cold_starts(peers: list[Peer], start: Start, repeats: int) -> dict[str, dict[str, Any]]:
     """Return, by peer, seconds from the start of a process to its first score, [repeats], all in turn.
 
-    `load` and `score` are those that the process itself counts: importing and loading, one pair. A first
-    start of each, which fills the system's file cache and compiles modules, is left out.
+    `load` and `score` are what the process itself counts: importing and loading; one pair. The first start
+    of each, which fills the system's file cache and compiles modules, is left out.
     """
     found: dict[str, dict[str, Any]] = {peer.key: {"total": [], "load": [], "score": []} for peer in peers}
     for number in range(repeats + 1):

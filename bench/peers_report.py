@@ -9,7 +9,7 @@ from typing import Any
 
 __all__ = ["draw", "markdown", "pairs_per_second", "ratio"]
 
-_DIFFERENCES = {  # columns, in what a record calls them, and their format
+_DIFFERENCES = {  # columns, their names in a record, and their format
     "float32": ({"differs from PyTorch by": "difference"}, ".0e"),
     "int8": (
         {
@@ -24,8 +24,8 @@ _OWN, _OTHER = "#c8502d", "#8a97a6"
 
 
 def markdown(record: dict[str, Any], results: Path) -> str:
-    """Return the tables: one a workload, the cold starts, who was absent, what ran; and of the folder
-    `results` what `bench/gpu.py` wrote there."""
+    """Return the tables: one a workload, the cold starts, who was absent, what ran; and what `bench/gpu.py`
+    wrote into the folder `results`."""
     parts = [_heading(record)]
     for name, workload in record["workloads"].items():
         parts.append(_table(name, workload, record["peers"], record["precision"]))

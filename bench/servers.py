@@ -3,10 +3,10 @@
     python bench/servers.py [--servers KEY ...] [--seconds 10] [--rounds 5] [--threads N] [--write] [--smoke]
 
 Every server scores with the model of bench/peers.py, in an environment of its own below build/peers; all run
-at once, and one is asked at a time. Clients ask again as soon as they are answered, over connections that
-stay open, from this process, on the same cores. What a server gives for some pairs is compared with the
-engine first: one that scores something else is listed with the difference, and not timed. `--write` puts JSON
-and Markdown into bench/results.
+at once, but only one is asked at a time. Clients in this process, on the same cores, ask again as soon as
+they are answered, over connections that stay open. First, a server's scores for some pairs are compared with
+the engine's: if they differ, it is listed with the difference, and not timed. `--write` puts JSON and
+Markdown into bench/results.
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ def _started(stack: ExitStack, server: Server, python: Path, model: Path, thread
 
 
 def _difference(server: Server, port: int, bundle: Path, threads: int) -> float:
-    """Return how far its scores are from the engine's, at the most, for documents of one query."""
+    """Return the largest difference of its scores from the engine's, for one query's documents."""
     pairs = _of_one_query(make_pairs("mixed", 40, seed=1))
     with Engine.load(bundle, threads=threads, device="cpu") as engine:
         wanted = engine.score(pairs)

@@ -2,16 +2,16 @@
 
     python bench/staggered.py [--rows 16384]
 
-The kernels' GELU adds to a product what its instructions take: all warps multiply, then all do the epilogue,
-and the matrix units wait. Here a program's two groups of warps have the upper and the lower half of the same
-tile, of 128 x 256, so that what is fetched, by a warp for both, is as little as before; but one group is a
+In the kernels in use, GELU's instructions add their time to the product's: all warps multiply, then all do
+the epilogue while the matrix units wait. Here a program's two groups of warps have the upper and the lower
+half of one 128 x 256 tile, so that no more is fetched, by one warp for both, than before; but one group is a
 few steps ahead, and does its epilogue while the other has the matrix units to itself. It has to be as far
 ahead as an epilogue is long, and what is fetched has to stay for that long. (Groups that take whole tiles in
-turn, ping-pong in CUTLASS, would have tiles of half the size, which the L2 cache is too slow for here.) It is
-written in Gluon, Triton's dialect for this, which is still an experiment there, and for sm_90 alone.
+turn, CUTLASS's ping-pong, would have tiles of half the size, for which the L2 cache is too slow here.) It is
+written for sm_90 alone, in Gluon, Triton's dialect for this, itself still an experiment.
 
 It compiles for sm_90 under triton 3.6.0 and 3.7.1 and has never run: results are compared before anything is
-timed. If it wins, it belongs into `kernels/`; if not, this file goes.
+timed. If it wins, it belongs in `kernels/`; if not, this file goes.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def _fetch(
     N: gl.constexpr, STEPS: gl.constexpr, ROWS: gl.constexpr, COLUMNS: gl.constexpr, DEPTH: gl.constexpr,
     STAGES: gl.constexpr, GROUP: gl.constexpr, PROGRAMS: gl.constexpr,
 ):  # fmt: skip
-    """One warp: blocks of the operands of all tiles, in order, into whichever stage is next."""
+    """One warp: fetch the operands' blocks of all tiles, in order, each into the next stage."""
     tiles = ((rows + 2 * ROWS - 1) // (2 * ROWS)) * ((N + COLUMNS - 1) // COLUMNS)
     number = 0
     for tile in range(gl.program_id(0), tiles, PROGRAMS):
@@ -103,7 +103,7 @@ def _multiply(
     ROWS: gl.constexpr, COLUMNS: gl.constexpr,
     STAGES: gl.constexpr, AHEAD: gl.constexpr, GROUP: gl.constexpr, PROGRAMS: gl.constexpr,
 ):  # fmt: skip
-    """Four warps: the upper half of each tile of the program, or, some steps later, the lower one."""
+    """Four warps: multiply the upper half of each tile or, some steps later, the lower one."""
     layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, COLUMNS, 16])
     tiles = ((rows + 2 * ROWS - 1) // (2 * ROWS)) * ((N + COLUMNS - 1) // COLUMNS)
     number = 0
@@ -119,7 +119,7 @@ def _multiply(
             x, weight = x_tiles.index(stage).slice(HALF * ROWS, ROWS), weight_tiles.index(stage)
             product = warpgroup_mma(x, weight.permute((1, 0)), product, is_async=True)
             product = warpgroup_mma_wait(1, deps=[product])
-            _meet()  # all four warps are done with the block before
+            _meet()  # all four warps are done with the last block
             mbarrier.arrive(empty.index((number + STAGES - 1) % STAGES), pred=step > 0)
             number += 1
             if HALF == 0:
@@ -132,7 +132,7 @@ def _multiply(
         result = product + gl.expand_dims(bias, 0)
         if GELU:
             result = _gelu(result)
-        # The groups have one place to store from, and take it in turns, the upper half first.
+        # The groups share one place to store from, and take turns, the upper half first.
         mbarrier.wait(free.index(HALF), (done & 1) ^ (1 - HALF))
         out_tile.store(result.to(out_desc.dtype))
         fence_async_shared()

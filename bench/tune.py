@@ -1,22 +1,22 @@
-"""Measure what launch tables choose among on the GPU that is there, beside what they choose, and print it.
+"""Time every candidate of the launch tables on this GPU, beside the tables as they stand, and choose.
 
     python bench/tune.py [--op linear] [--out FILE] [--smoke]
 
-For every line of a table, each candidate is timed on the shapes that the line serves, in MiniLM-L6's sizes
-and in BERT-base's; the one with the least sum of times, each relative to the best of its shape, wins. Of the
-products every shape is a line of its own: their table has the time that an element takes in each tile, to be
-set so that it chooses what won, or what is as fast. What fixes the order in which a row is summed (the keys
-of a block) is the same in all lines of one element size: lines are chosen for each such value, and the value
-with the least time is taken. The choice is printed, beside the time of the table as it stands; to put it into
-the kernel's file is a deliberate act, since scores may change in their last bits with it. A candidate that
-does not compile, or whose result is not the twin's, is out.
+For every line of a table, each candidate is timed on the shapes that the line serves, in the sizes of
+MiniLM-L6 and BERT-base; the least sum of times, each relative to the best for its shape, wins. For products,
+each shape is a line of its own: their table has the time that an element takes in each tile, to be set so
+that it chooses what won, or what is as fast. What fixes the order in which a row is summed (the keys of a
+block) is the same in all lines of one element size: lines are chosen for each such value, and the value with
+the least time is taken. The choice is printed beside the time of the table as it stands; putting it into the
+kernel's file is a deliberate act, since it may change scores in their last bits. A candidate that does not
+compile, or whose result differs from the twin's, is out.
 
-Times are those of replayed GPU graphs, over so many copies of the inputs that none is found in the cache.
+Times are of replayed GPU graphs, over enough copies of the inputs that none is found in the cache.
 
-Chosen are the tables of the products, of attention and of the LayerNorms, for 16-bit elements; and, with the
-tables as they stand, from how many rows on PyTorch's library is faster at plain products, which an engine
-without batch_invariant then takes (segue.executors.triton_products). `--smoke` tries two candidates a line on
-toy shapes, interpreted, to see that the script works: it measures nothing.
+It chooses the tables of products, attention and LayerNorms, for 16-bit elements; and, with the tables as they
+stand, the number of rows from which PyTorch's library is faster at plain products: an engine without
+batch_invariant then uses it (segue.executors.triton_products). `--smoke` tries two candidates a line on toy
+shapes, interpreted, to see that the script works: it measures nothing.
 """
 
 from __future__ import annotations
@@ -57,14 +57,14 @@ from segue.kernels.launching import INTERPRETED, TARGETS, target
 
 MODELS = ((384, 12, 1536), (768, 12, 3072))  # hidden size, heads, feed-forward size
 ROWS = (64, 128, 256, 512, 1024, 2048, 4096, 16_384)  # of a product
-TOKENS = {1024: (64, 1024), None: (8192, 16_384)}  # of a line of the LayerNorms: tokens it is timed on
-PAIRS = {32: 24, 64: 60, None: 200}  # of a line: the pairs' length it is timed on
+TOKENS = {1024: (64, 1024), None: (8192, 16_384)}  # line of the LayerNorms: tokens it is timed on
+PAIRS = {32: 24, 64: 60, None: 200}  # line: length of the pairs it is timed on
 
 
 class Table(NamedTuple):
-    """A table to choose. lines: what a line serves. orders: the values that all lines share. candidates: of
-    an order. use: the module and name that choose, and how a candidate becomes what they give. calls: of a
-    line, the op's name and arguments."""
+    """A table to choose. lines: what each line serves. orders: the values that all lines share. candidates:
+    those of an order. use: makes the kernel take a candidate. calls: the ops to time for a line, by name,
+    with their arguments."""
 
     name: str
     lines: tuple[Any, ...]
@@ -107,18 +107,18 @@ def main() -> None:
 
 
 def compile_ahead(op: str | None) -> None:
-    """Have every candidate compiled by as many processes as there are processors: Triton keeps what comes of
-    it on disk, and one process would take an hour."""
+    """Compile every candidate in as many processes as there are processors: Triton keeps the results on disk,
+    and one process would take an hour."""
     processes = os.cpu_count() or 1
     only = ["--op", op] if op else []
     shares = [["--share", str(i), str(processes), *only] for i in range(processes)]
     started = [subprocess.Popen([sys.executable, __file__, *share]) for share in shares]
     for process in started:
-        process.wait()  # what it could not compile, this process will find again
+        process.wait()  # this process will meet again what it could not compile
 
 
 def compile_share(tables: list[Table], first: int, step: int) -> None:
-    """Launch every step-th candidate on every line once, from the first on."""
+    """Launch every step-th candidate from `first` on, once on every line."""
     for table in tables:
         every = [(order, c) for order in table.orders for c in table.candidates(order)]
         for _, candidate in every[first::step]:
@@ -151,7 +151,7 @@ def choose(table: Table, smoke: bool) -> dict[str, Any]:
                 "tried": len(candidates),
                 "all": {str(candidate): _shown(found) for candidate, found in times.items()},
             }
-            # a run that is cut short has told what it found
+            # so a run cut short still tells what it found
             print(f"{table.name} {order}, {line}: {winner}  # {lines[str(line)]['times']}", file=sys.stderr)
         else:
             best = min(best, (total, lines), key=lambda entry: entry[0])
@@ -163,8 +163,8 @@ def _shown(seconds: list[float]) -> str:
 
 
 def library_rows(device: str, smoke: bool) -> int | None:
-    """The fewest rows from which on the library takes less time than our kernel for the plain products of a
-    layer, in both models together; None where it never does."""
+    """The fewest rows from which the library takes less time than our kernel for a layer's plain products, in
+    both models together; None if it never does."""
     models, ladder = (((64, 2, 128),), (16, 32)) if smoke else (MODELS, [2**n for n in range(4, 16)])
     found = None
     for rows in reversed(ladder):
@@ -190,8 +190,8 @@ def _library(x: Tensor, weight: Tensor, bias: Tensor, *, out: Tensor | None = No
 
 
 def measure(table: Table, candidate: tuple[int, ...] | None, calls: list[Any]) -> list[float] | None:
-    """Seconds of each call, or None where the candidate does not compile, or is wrong. Without a candidate,
-    with the table as it stands."""
+    """Seconds of each call, or None if the candidate does not compile or is wrong. Without a candidate, the
+    table is used as it stands."""
     with ExitStack() if candidate is None else table.use(candidate):
         try:
             for op, arguments, options in calls:
