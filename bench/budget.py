@@ -86,7 +86,7 @@ def batches() -> dict[str, list[int]]:
 
 
 def launches(dimensions: Dimensions) -> tuple[Step, ...]:
-    """The plan of a model of that size two labels. All layers but the last are alike, so one is traced."""
+    """The plan of a model of that size, two labels. All layers but the last are alike: one is traced."""
     layers = min(dimensions.layers, 2)
     graph = trace(hollow(replace(dimensions, layers=layers)), OPSET).graph
     shapes = take_weights(graph)

@@ -1,8 +1,8 @@
 """From the calls of the public launchers to compiled kernels: which there are, and what each is like.
 
 `launching.run` is replaced by what records or compiles, `launching._target` by the target's name. Two calls
-that Triton would compile alike are one binary. Results are kept as JSON, named after all that they follow
-from: the kernel's source with what it calls, its specialisation, target, triton, and the readers.
+that Triton would compile alike are one binary. Results are kept as JSON, named after all that they depend
+on: the kernel's source with what it calls, its specialisation, target, triton, and the readers.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ class _Launch(NamedTuple):
 
 def plan(ops: Iterable[str], targets: Iterable[str], *, one: bool) -> tuple[list[Job], list[str]]:
     """The binaries, each once per op, dtype and model, and what is amiss: rows of launch tables that no
-    example reaches. one: a binary per kernel and target, for the last example of the first, the smallest,
-    model; and one for float32 where there are matrix products."""
+    example reaches. one: a binary per kernel and target, for the last example of the first (smallest) model;
+    and one for float32 where there are matrix products."""
     jobs: dict[tuple[str, ...], Job] = {}
     reached: dict[tuple[str, str], set[int]] = {}
     for target in targets:
@@ -91,11 +91,11 @@ def compile_all(jobs: list[Job]) -> tuple[list[dict[str, Any]], int]:
     return [_entry(job, errors.get(job.identity)) for job in jobs], len(missing)
 
 
-_PENDING: list[Job] = []  # what the forked processes find by its index
+_PENDING: list[Job] = []  # which the forked processes find by index
 
 
 def _compile(index: int) -> str | None:
-    """Compile and keep what it gave; or tell why it could not be compiled."""
+    """Compile and keep the result; or return why it could not be compiled."""
     job = _PENDING[index]
     for launch in _launches(job.example, job.target):
         if launch.kernel.__name__ == job.kernel and _identity(launch) == job.identity:
@@ -146,7 +146,7 @@ def _warm_up(launch: _Launch) -> Any:
 
 
 def _identity(launch: _Launch) -> str:
-    """A name for all that the binary, and what is read from it, follow from."""
+    """A name for all that the binary, and what is read from it, depend on."""
     keys: list[str] = []
 
     def note(*, key: str, **_: Any) -> bool:
@@ -180,7 +180,7 @@ def _kept(identity: str) -> Path:
 
 
 def _described(launch: _Launch, compiled: Any) -> dict[str, Any]:
-    """The configuration in words, and the tensors by the names that the kernel has for them."""
+    """The configuration in words, and the tensors by the kernel's names for them."""
     given = {**dict(zip(launch.kernel.arg_names, launch.arguments, strict=False)), **launch.options}
     constants = {n: v for n, v in given.items() if n.isupper() and n in launch.kernel.arg_names}
     constants |= {"warps": compiled.metadata.num_warps, "stages": compiled.metadata.num_stages}
@@ -193,7 +193,7 @@ def _described(launch: _Launch, compiled: Any) -> dict[str, Any]:
 
 
 class _Watched(tuple):
-    """A launch table that knows on which of its rows the search for one has ended, or which was taken."""
+    """A launch table that knows on which row the last search for one ended, or which was taken."""
 
     def __iter__(self) -> Iterator[Any]:
         for index, row in enumerate(super().__iter__()):

@@ -1,12 +1,12 @@
-"""What the compiler makes of every kernel, in every configuration and for every target, on no GPU at all.
+"""What the compiler makes of every kernel, in every configuration and for every target, without a GPU.
 
     python bench/compile_report.py [--op NAME] [--target NAME] [--one] [--json FILE]
 
 Calls the public launchers with CPU tensors and compiles, for a device that need not be there, what they would
 launch. Prints a Markdown table: registers a thread, spilled bytes a thread, shared memory a program, matrix
-instructions, and the bytes that a thread loads and stores at a time where operand tiles are concerned. Then
-the rules that are broken, if any are, and ends with 1. The rules are in `compile_rules`; `compile_faults.py`
-shows that each can fail. What was compiled is kept in build/kernels until the kernel or the compiler change.
+instructions, and the bytes of operand tiles that a thread loads and stores at a time. If rules are broken, it
+lists them and exits with 1. The rules are in `compile_rules`; `compile_faults.py` shows that each can fail.
+What was compiled is kept in build/kernels until the kernel or the compiler changes.
 
 NVIDIA's targets are sm_80 (whose table sm_86, sm_89 and sm_120 share, hence the limit of 101,376 bytes),
 sm_90 and sm_100; AMD's is gfx942.

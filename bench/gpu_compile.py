@@ -1,8 +1,8 @@
-"""Compiles beforehand what the sections launch, in as many processes as there are processors.
+"""Compile beforehand what the sections launch, in as many processes as there are processors.
 
-Kernels are kept on disk, so that a section that launches one after this only loads it: compiled one after
-the other they would take most of the run. How long a user waits is another section's business. Started as a
-script, this is one of the processes: `gpu_compile.py '{"kernels": ...}'`.
+Kernels are kept on disk, so that later sections only load them: compiled one after the other, they would
+take most of the run. How long a user waits is measured by another section. Started as a script, this is one
+of the processes: `gpu_compile.py '{"kernels": ...}'`.
 """
 
 from __future__ import annotations

@@ -84,7 +84,7 @@ def end_to_end(run: Run, work: Work, found: dict[str, Any]) -> None:
 
 
 def _engines(run: Run, work: Work) -> Iterator[tuple[str, Engine]]:
-    """The bundle that ships, and the largest of the others; those that passed."""
+    """The bundle that ships and the largest of the others, if they passed."""
     for model in dict.fromkeys((work.scored[0], work.names[0])):
         if trusted(run, model, "float16", True):
             with Engine.load(work.model(model).bundle, executor="triton", precision="float16") as engine:

@@ -1,4 +1,4 @@
-"""What the machine is, and how fast it copies and multiplies: the ceilings that all else is put beside."""
+"""What the machine is, and how fast it copies and multiplies: the ceilings to compare all else with."""
 
 from __future__ import annotations
 
@@ -60,15 +60,15 @@ def clocks(device: torch.device) -> dict[str, str] | None:
 
 
 def slug(device: torch.device) -> str:
-    """The GPU's name in a file's."""
+    """The GPU's name, for files."""
     name = "smoke" if device.type == "cpu" else torch.cuda.get_device_name(device)
     words = name.lower().replace("nvidia", "").replace("geforce", "").split()
     return "-".join("".join(c for c in word if c.isalnum()) for word in words)
 
 
 def ceilings(device: torch.device, found: dict[str, Any]) -> None:
-    """Bytes per second of a copy, those read and those written, and operations per second of a product of
-    random matrices, in `found`."""
+    """Put into `found` the bytes per second that a copy reads and writes, and operations per second of a
+    product of random matrices."""
     smoke = device.type == "cpu"
     found["copy"] = _copy(2**10 if smoke else 2**30, device)
     for dtype in (torch.bfloat16, torch.float16):
@@ -81,7 +81,7 @@ def _copy(count: int, device: torch.device) -> dict[str, Any]:
     source = torch.randn(count, device=device)
     target = torch.empty_like(source)
     moved = 2 * source.nbytes
-    # by a kernel: in a graph, PyTorch's copy is the copy engine's business, which has not all the bandwidth
+    # by a kernel: in a graph, the copy engine does PyTorch's copy, and does not reach the full bandwidth
     took = compare({"copy": [lambda: torch.neg(source, out=target)]}, device)["copy"]
     return {"bytes": moved, **took, "bytes/s": 1e6 * moved / took["us"]}
 

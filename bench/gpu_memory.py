@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 __all__ = ["check_memory", "launch_all"]
 
 _TOOLS = ("memcheck", "racecheck")
-_FAULTS = 9  # that it is to end with if it finds some
+_FAULTS = 9  # its exit status if it finds some
 _RAGGED = ((1, 31, 33, 0, 70), (128,) * 64)  # tokens of the pairs; so many that products are fetched by tiles
 
 
 def check_memory(run: Run, work: Work, found: dict[str, Any]) -> None:
-    """`found[tool]`: whether it found nothing, or None where it did not come to that, and how what it said
-    begins, which names the kernel, and ends."""
+    """`found[tool]`: whether it found nothing, or None if it did not tell; and the beginning of its output,
+    which names the kernel, and the end."""
     program = shutil.which("compute-sanitizer")
     if not program or work.smoke:
         found["compute-sanitizer"] = {

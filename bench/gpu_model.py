@@ -1,4 +1,4 @@
-"""How many pairs a second a model takes when packed batches are ready on the host, and where time goes."""
+"""How many pairs a second a model scores with packed batches ready on the host, and where time goes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _UNTRUSTED = "the executor did not pass the parity section"
 
 
 def sides_of(run: Run, work: Work, model: str) -> tuple[dict[str, tuple[str, bool]], dict[str, Any]]:
-    """What to time of a model, a label to a precision and whether batch-invariant; and why not the others."""
+    """A model's sides to time: label → precision, whether batch-invariant; and why not the others."""
     sides, others = {}, {}
     for precision in (p for p in work.precisions if p != "float32"):  # nobody takes that on a GPU for speed
         for invariant in (True, False):
@@ -44,9 +44,9 @@ def logits_of(executor: Executor, rows: list[np.ndarray], batches: list[PackedBa
 
 
 def throughput(run: Run, work: Work, found: dict[str, Any]) -> None:
-    """`found["rows"]`: of a model, a workload and the tokens of a batch, pairs a second of every side.
+    """`found["rows"]`: by model, workload and tokens of a batch, the pairs a second of every side.
 
-    What batch-invariant executors give is compared to the bit from one batch size to the next.
+    Results of batch-invariant executors are compared to the bit across batch sizes.
     """
     rows = found["rows"] = []
     for model in work.names:
@@ -109,7 +109,7 @@ def _calls(
     seen: dict[str, np.ndarray],
     row: dict[str, Any],
 ) -> dict[str, Callable[[], Any]]:
-    """What to time, warmed up; a side whose bits have changed since the batch before is left out."""
+    """What to time, warmed up; a side whose bits have changed with the batch size is left out."""
     rows, batches = batches_of(whole, tokens)
     row["batches"] = len(batches)
     calls: dict[str, Callable[[], Any]] = {}

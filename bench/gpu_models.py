@@ -31,7 +31,7 @@ __all__ = ["Model", "Work", "batch_of", "batches_of", "texts"]
 
 
 class Model(NamedTuple):
-    """A bundle and, of one with random weights, the same network in transformers, float32 on the CPU."""
+    """A bundle and, if its weights are random, the same network in transformers, float32 on the CPU."""
 
     name: str
     bundle: Path
@@ -144,7 +144,7 @@ def write_bundle(graph: Path, dimensions: Dimensions, folder: Path) -> torch.nn.
 
 
 def batch_of(lengths: list[int], vocabulary: int, seed: int = 0) -> PackedBatch:
-    """Pairs of so many tokens, of random words. A pair's words hang on its place in the list."""
+    """Pairs of so many random words each; which words depends on a pair's place in the list."""
     draw = np.random.default_rng(seed)
     sizes = np.array(lengths)
     bounds = np.cumsum([0, *sizes])

@@ -1,8 +1,8 @@
 """The packed forward pass as PyTorch's own parts give it: cuBLASLt, variable-length attention, LayerNorm.
 
-What somebody would write who knows all this and uses no kernels of their own; every row through every layer.
-With `replay` each batch becomes a GPU graph of its own, which no service could have, as its batches are
-never the same: a bound for what launches cost.
+What an expert who uses no kernels of their own would write; every row goes through every layer. With `replay`
+each batch becomes a GPU graph of its own, which no service could have, as its batches are never the same: a
+bound for what launches cost.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Correct first: every kernel against its twin on the device. What fails here is not timed.
+"""Correctness: every kernel against its twin on the device. What fails here is not timed.
 
-A result may be twice as wrong, against float64, as the same formula run eagerly in its precision, and one
+Against float64, a result may be twice as wrong as the same formula run eagerly in its precision, plus one
 rounding step: the rule of the tests, by their own helper. Inputs and results lie between fences of NaN.
 """
 
@@ -29,7 +29,7 @@ Case = tuple[str, tuple[Any, ...], dict[str, Any], int]
 
 
 def check_kernels(run: Run, work: Work, found: dict[str, Any]) -> None:
-    """`found[op][dtype]`: whether all cases are as exact as they may be, and if not, how not."""
+    """`found[op][dtype]`: whether all cases are as exact as they must be, and if not, why."""
     ragged, sizes = (SMOKE_RAGGED, SMOKE_SIZES) if work.smoke else (RAGGED, SIZES)
     wanted = [dtype for dtype in DTYPES if work.smoke or str(dtype).partition(".")[2] in work.precisions]
     for dtype in sorted(wanted, key=lambda dtype: dtype.itemsize):  # what is timed comes first
@@ -70,7 +70,7 @@ def fault_of(
 
 
 def fault_in(call: Any, op: str, arguments: tuple[Any, ...], options: dict[str, Any]) -> str | None:
-    """What is wrong with what `call` gives, if it is to be `op` of the arguments; or None."""
+    """What is wrong with `call`'s result, which should be `op` of the arguments; or None."""
     try:
         assert_op_as_exact(call(), op, *arguments, **options)
     except Exception as error:  # one that cannot be called is wrong too

@@ -1,6 +1,6 @@
 """Makes `segue` importable from this checkout, installed or not, and the modules that tests share.
 
-The rooms have other names as folders than as packages, which an installer maps; here a folder of links does.
+The rooms' folders are not named as their packages: an installer maps them, here a folder of links does.
 Nothing of the checkout is imported before this.
 """
 
@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def reach() -> None:
     """Put this checkout's `segue` on the path of this process and of those that it starts, unless it is there
-    already, and `tests/` behind everything else. Another that is installed is not what is to be measured."""
+    already, and `tests/` behind everything else. Another one that is installed must not be measured."""
     found = find_spec("segue")
     if found is None or Path(found.origin or "").resolve().parent != ROOT / "engine":
         folder = Path(tempfile.mkdtemp(prefix="segue-path-"))

@@ -23,7 +23,7 @@ __all__ = ["SMOKE", "WORK", "prepare", "write_graph"]
 WORK = "work.json"
 SMOKE = {"toy": Dimensions(2, 64, 2, 96, 30_522, 32, 2)}
 _BUDGETS = (8192, 16_384, 32_768, 65_536)  # tokens of a batch
-_TOKENS = 262_144  # in a workload, of pairs that are all as long
+_TOKENS = 262_144  # in a workload of pairs of one length
 _MIXED = 16  # times the pairs of bench/budget.py's mixed batch
 
 

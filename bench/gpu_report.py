@@ -1,6 +1,6 @@
 """The record of a run as Markdown: one table a section, from the record alone.
 
-A figure that is missing says why; what was skipped, cut short or failed is listed by name at the end.
+For a missing figure it says why; what was skipped, cut short or failed is listed by name at the end.
 """
 
 from __future__ import annotations

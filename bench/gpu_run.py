@@ -17,14 +17,14 @@ from typing import Any, NamedTuple
 
 __all__ = ["OutOfTime", "Run", "Section", "last_lines"]
 
-_LEAST = 3.0  # seconds without which no section begins
-_GRACE = 15.0  # seconds that a section may go on after its time, until it is interrupted
+_LEAST = 3.0  # least seconds left to begin a section
+_GRACE = 15.0  # seconds that a section may overrun before it is interrupted
 Found = dict[str, Any]
 
 
 class Section(NamedTuple):
-    """A part of the run. act: fills the dict it is given as it goes, so that what an interruption leaves is
-    kept. seconds: it may take. needs: the section whose findings it relies on."""
+    """A part of the run. act: fills the dict it is given as it goes, so that an interruption keeps what it
+    found. seconds: its time limit. needs: the section whose findings it relies on."""
 
     name: str
     act: Callable[[Any, Found], None]
@@ -33,7 +33,7 @@ class Section(NamedTuple):
 
 
 class OutOfTime(BaseException):
-    """The section's time is over. No Exception, so that nobody on the way takes it for a fault of theirs."""
+    """The section's time is over. No Exception, so that no handler on the way takes it for a fault."""
 
 
 class Run:

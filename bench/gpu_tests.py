@@ -22,7 +22,7 @@ _COUNTS = re.compile(r"(\d+) (passed|failed|skipped|errors?)\b")
 
 def run_tests(run: Run, work: Work, found: dict[str, Any]) -> None:
     """`found`: whether all of tests/test_*_kernel.py and test_live_rows.py passed, how many did, and which
-    did not. Interpreted, where the run is a smoke test, one file of them."""
+    did not. In a smoke test, only one file, interpreted."""
     files = ["test_live_rows.py"] if work.smoke else ["test_live_rows.py", *_kernels()]
     command = [sys.executable, "-P", "-m", "pytest", "-q", "--tb=short", "-p", "no:cacheprovider"]
     if not work.smoke:

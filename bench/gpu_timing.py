@@ -1,7 +1,7 @@
 """Seconds that calls take: several sides in turn, medians, everything warmed up before.
 
 Kernels are captured, a few milliseconds of them, and the replays timed by the device's own events; whole
-scorings are timed by the clock, from a quiet device to a quiet device. On a CPU, where kernels are
+scorings are timed by the clock, from an idle device to an idle one. On a CPU, where kernels are
 interpreted, the clock serves for both and means nothing.
 """
 
@@ -18,7 +18,7 @@ import torch
 
 __all__ = ["compare", "rotations", "summary", "take_turns"]
 
-_REPLAY = 3e-3  # seconds of work in a captured graph, so that what lies between two replays is little
+_REPLAY = 3e-3  # seconds of work in a captured graph, so that the gap between two replays is small
 _COLD = 200e6  # bytes that a rotation of input sets goes through: several times the largest cache
 _MOST_SETS, _MOST_ROUNDS = 64, 100
 Call = Callable[[], Any]
@@ -74,7 +74,7 @@ def summary(seconds: Sequence[float]) -> dict[str, Any]:
 
 
 def _captured(calls: Sequence[Call]) -> tuple[Call, int]:
-    """A GPU graph of all calls, and how often each is in it. What they compile or load, they have before."""
+    """A GPU graph of all calls, and how often each is in it. They compile and load before it is captured."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):

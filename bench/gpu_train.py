@@ -1,10 +1,10 @@
-"""The default model, trained on this machine's GPU: `make model` for a machine that reaches nothing.
+"""The default model, trained on this machine's GPU: `make model` for a machine without network.
 
     python bench/gpu_train.py --prepare DIR      where package clients work: 47 MB for a machine without
     python bench/gpu_train.py --prepared DIR --out DIR [--minutes 8] [--batch-size 128]       on the GPU
     python bench/gpu_train.py --join DIR --to DIR       the checkpoint that came back in parts, whole again
 
-Works in a checkout that is not installed, and needs torch, transformers, accelerate and tokenizers alone.
+Works in a checkout that is not installed, and needs only torch, transformers, accelerate and tokenizers.
 Writes the checkpoint, its weights as float16 in parts of 15 MB, and `metrics.json`.
 """
 
@@ -43,7 +43,7 @@ def main(given: list[str] | None = None) -> None:
     folder = arguments.out / "whole"
     try:
         default_model.main(["--work", str(arguments.prepared), "--out", str(folder), *options])
-    finally:  # what fails after the training does not lose it
+    finally:  # a failure after the training does not lose it
         if (folder / _WEIGHTS).exists():
             bring_home(folder, arguments.out)
             shutil.rmtree(folder)

@@ -53,7 +53,7 @@ def warm_ups(run: Run, work: Work, found: dict[str, Any]) -> None:
 
 
 class _Counter(logging.Handler):
-    """Counts what is logged of compilations after the warm-up."""
+    """Counts the compilations logged after the warm-up."""
 
     def __init__(self) -> None:
         super().__init__()

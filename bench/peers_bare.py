@@ -1,6 +1,6 @@
 """The least script that scores a pair: tokenizers and onnxruntime, one pair at a time, lists for arrays.
 
-It is what a cold start is measured against; called as the peers of `peers_engines` are.
+Cold starts are compared with it; called as the peers of `peers_engines` are.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """sentence-transformers' CrossEncoder on each of its backends; called as the peers of `peers_engines` are.
 
-Two of them load what lies in the checkpoint folder, where their exporters would put it: onnx/model.onnx and
+Two of them load files in the checkpoint folder, where their exporters would put them: onnx/model.onnx and
 openvino/openvino_model.xml, both of segue's padded export, or another `file` made of these.
 """
 

@@ -1,7 +1,7 @@
 """A virtual environment for each set of peers whose pins agree, built by plain pip, by package name.
 
 The versions of torch, onnxruntime and numpy are those of constraints.txt in all of them, so that the runtimes
-are the same on both sides, but for a peer that cannot have one. An environment is built once; a change of its
+are the same on both sides, except where a peer cannot use one. An environment is built once; a change of its
 requirements builds it again.
 """
 

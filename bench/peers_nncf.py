@@ -3,8 +3,8 @@
     python peers_nncf.py CHECKPOINT [PAIRS] OUT
 
 PAIRS is JSON, [[first, second], ...]: their activations give the ranges of what enters a product. They are
-taken one at a time, so that no padding is among them. Without PAIRS the weights alone are quantised, and
-OpenVINO rounds what they are multiplied with as it comes.
+taken one at a time, so that there is no padding. Without PAIRS only the weights are quantised, and OpenVINO
+rounds what they are multiplied with as it comes.
 """
 
 from __future__ import annotations

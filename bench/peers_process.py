@@ -76,11 +76,11 @@ class Worker:
         return self._ask({"do": "score", "scores": scores, **some})
 
     def state(self) -> dict[str, Any]:
-        """Return {"peak": bytes of RAM at the most, "versions": of its packages}."""
+        """Return {"peak": most bytes of RAM used, "versions": of its packages}."""
         return self._ask({"do": "tell"})
 
     def cpu_seconds(self) -> float | None:
-        """Return what it has used since its start, None where the system does not say."""
+        """Return the CPU seconds it has used, None where the system does not say."""
         try:
             fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
         except OSError:

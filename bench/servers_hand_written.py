@@ -1,4 +1,4 @@
-"""The service that one writes in an afternoon: sentence-transformers' CrossEncoder behind one path.
+"""The service one writes in an afternoon: sentence-transformers' CrossEncoder behind one path.
 
     python bench/servers_hand_written.py CHECKPOINT PORT THREADS torch|onnx
 
