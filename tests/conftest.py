@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
-# Kernels run interpreted in this process, which triton settles when it is imported; a subprocess that is to
+# Kernels run interpreted in this process, which triton settles when it is imported; a subprocess that has to
 # compile them gets this as 0. With SEGUE_TESTS_ON_GPU=1 the tests of kernels, and they alone, run compiled:
-# the tensors that they make are on the GPU then.
+# their tensors are then on the GPU.
 if os.environ.get("SEGUE_TESTS_ON_GPU") == "1":
     import torch
 
@@ -49,7 +49,7 @@ def make_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., P
 def make_bundle(
     tmp_path_factory: pytest.TempPathFactory, make_checkpoint: Callable[..., Path]
 ) -> Callable[..., Path]:
-    """Return a function that exports such a checkpoint; it takes `export_checkpoint`'s options besides."""
+    """Return a function that exports such a checkpoint; it takes `export_checkpoint`'s options too."""
     made: dict[str, Path] = {}
 
     def make(**options: Any) -> Path:

@@ -1,5 +1,5 @@
 """What tests need of Triton's interpreter besides results: sums in a fixed order, and a meter of the memory
-that a kernel touches. On a GPU sums are in order as they are, and the meter cannot be had."""
+that a kernel touches. On a GPU sums are in a fixed order anyway, and there is no meter."""
 
 from __future__ import annotations
 
@@ -115,8 +115,8 @@ def traffic(*tensors: Tensor) -> Iterator[Traffic | SimpleNamespace]:
     """Meter what kernels read and write; the numbers are there when the block ends.
 
     With `tensors` given, touching any byte that is no element of one of them raises (an `InterpreterError`
-    that says so), before memory is touched: what a poisoned guard cannot see, being masked out later, this
-    does. On a GPU it counts nothing, and equals whatever it is compared with.
+    that says so) before memory is touched: it sees what is masked out later, which a poisoned guard cannot.
+    On a GPU it counts nothing, and equals whatever it is compared with.
     """
     if not INTERPRETED:
         yield SimpleNamespace(read=ANY, written=ANY, read_again=ANY, total=ANY)
@@ -144,7 +144,7 @@ def traffic(*tensors: Tensor) -> Iterator[Traffic | SimpleNamespace]:
 
 
 def _ranges(tensors: tuple[Tensor, ...]) -> np.ndarray:
-    """First byte, and one past the last, of every run of elements, rising, runs that touch being one."""
+    """First byte, and one past the last, of every run of elements, ascending; touching runs are one."""
     runs = []
     for x in tensors:
         width = x.shape[-1] if x.dim() and (x.shape[-1] < 2 or x.stride(-1) == 1) else 1

@@ -22,8 +22,8 @@ from segue.kernels import launching, reference
 HERE = torch.zeros(0).device  # where tensors are made: the CPU, or the GPU that kernels run on
 TARGETS = tuple(launching.TARGETS) if launching.INTERPRETED else (launching.target(torch.device("cuda")),)
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-# Poison, as bits: NaNs that are known again; integers far out of any table. That of a result is one more,
-# since arithmetic passes a NaN's bits on.
+# Poison, as bits: NaNs to recognise; integers far outside any table. That of a result is one more, since
+# arithmetic passes a NaN's bits on.
 _POISON = {
     torch.float16: (torch.int16, 0x7EAD),
     torch.bfloat16: (torch.int16, 0x7FED),
@@ -36,9 +36,9 @@ _ROWS, _ELEMENTS = 256, 4096
 
 
 def assert_as_exact(found: Tensor, eager: Tensor, exact: Tensor) -> None:
-    """Hold a kernel's result to at most twice the error of `eager`, and one rounding step.
+    """Check that a kernel's error is at most twice that of `eager`, plus one rounding step.
 
-    Both the largest error and the root of the mean square. `eager`: the formula run in the kernel's dtype
+    Both its largest error and its root mean square. `eager`: the formula run in the kernel's dtype
     throughout; `exact`: in float64. A step is the distance between neighbours of `found.dtype` at the exact
     value, element by element.
     """
@@ -155,7 +155,7 @@ def stated_cost(module: ModuleType, **letters: Any) -> launching.Cost:
 
 
 def run_python(code: str, *, interpreted: bool) -> str:
-    """What a fresh process prints that interprets kernels, or does not."""
+    """What a fresh process prints that may or may not interpret kernels."""
     environment = os.environ | {"TRITON_INTERPRET": str(int(interpreted))}
     done = subprocess.run(
         [sys.executable, "-P", "-c", code], capture_output=True, text=True, env=environment, check=False

@@ -113,7 +113,7 @@ def test_arrivals_have_the_rate_they_are_named_by(rate: float):
 
 
 def test_arrivals_are_a_poisson_process():
-    """Given their count, its moments are uniform; its gaps are exponential, and none tells of the next."""
+    """Given their count, its moments are uniform; its gaps are exponential, and none predicts the next."""
     moments = arrivals(1000, 20, 1)
     size = len(moments)
     uniform = np.arange(1, size + 1) / size

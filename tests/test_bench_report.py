@@ -294,7 +294,7 @@ def test_a_figure_that_has_gone_is_a_failure_and_one_that_has_come_is_none(
     old: float | None, new: float | None, failed: bool, record: dict[str, Any]
 ):
     before = copy.deepcopy(record)
-    hopeless = made(service=0.5)["scenarios"]["Server"]  # of which one query alone breaks the bound
+    hopeless = made(service=0.5)["scenarios"]["Server"]  # one query alone breaks its bound
     for one, value in ((before, old), (record, new)):
         if value is None:
             one["scenarios"]["Server"] = hopeless

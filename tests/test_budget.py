@@ -14,7 +14,7 @@ def budget() -> ModuleType:
 
 
 def test_the_committed_budget_is_what_the_plan_and_the_kernels_say(budget):
-    """Where a change is meant, `python bench/budget.py --write` and a line in the commit."""
+    """If a change is intended: `python bench/budget.py --write` and a line in the commit."""
     assert budget.report() == budget.RESULT.read_text(encoding="utf-8")
 
 

@@ -159,7 +159,7 @@ def _with_external_data(bundle: Path, location: str) -> onnx.TensorProto:
     "location", ["../../../etc/passwd", "/etc/passwd", "inside.data", "a/../inside.data"]
 )
 def test_external_data_that_is_no_file_of_the_bundle_is_refused(bundle, location):
-    """Also where it lies in the folder: what no sum covers could have been changed."""
+    """Even if it lies in the folder: what no sum covers could have been changed."""
     _with_external_data(bundle, location)
     _seal(bundle)
     with pytest.raises(BundleError, match=r"external data in '.*', which is not a file of this bundle"):

@@ -22,7 +22,7 @@ ATTENTION = "bert.encoder.layer.0.attention.self"
 
 @pytest.fixture
 def folder(make_checkpoint: Callable[..., Path], tmp_path: Path) -> Path:
-    """A checkpoint of its own, to be spoilt."""
+    """A checkpoint that a test may spoil."""
     return Path(shutil.copytree(make_checkpoint(), tmp_path / "checkpoint"))
 
 
@@ -279,7 +279,7 @@ def test_a_config_that_may_not_be_read_is_not_said_to_be_missing(
     def forbidden(path: Path, **_: Any) -> str:
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(Path, "read_text", forbidden)  # the mode of a file does not bind root
+    monkeypatch.setattr(Path, "read_text", forbidden)  # root ignores the mode of a file
     with pytest.raises(BundleError, match=r"config\.json: not readable: Permission denied"):
         read_checkpoint(folder)
 

@@ -317,7 +317,7 @@ def test_a_file_that_may_not_be_written_is_not_replaced(
     score: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = write(tmp_path / "out.tsv", b"before")
-    monkeypatch.setattr(os, "access", lambda *_: False)  # the mode of a file does not bind root
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root ignores the mode of a file
     assert score("-o", out, stdin=TSV) == (2, "", f"segue: {out}: permission denied\n")
     assert out.read_bytes() == b"before"
 
@@ -432,7 +432,7 @@ def test_a_signal_leaves_no_half_a_file(bundle: Path, tmp_path: Path, number: in
         stdin=subprocess.PIPE,
         stderr=subprocess.PIPE,
         bufsize=0,
-        # a shell lets what it starts in the background ignore Ctrl-C, and nohup a hang-up; that is inherited
+        # a shell makes background jobs ignore Ctrl-C, and nohup a hang-up; both are inherited
         preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),
     )
     assert process.stdin is not None

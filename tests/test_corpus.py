@@ -81,7 +81,7 @@ def test_sentences_in_linear_time():
 @settings(max_examples=300, deadline=None)
 @given(st.text(alphabet="5.!?\u2026)\u2019 ", max_size=30))
 def test_a_mark_after_anything_but_a_space_ends_a_sentence(text):
-    """As one expression, which takes the square of a run's length."""
+    """As one expression, which is quadratic in a run's length."""
     words = " ".join(text.split())
     expected = re.sub(r"(?<=\S)([.!?\u2026]+)([)\u2019]*) ", r"\1\2\n", words)
     assert split_sentences(text) == expected.splitlines()

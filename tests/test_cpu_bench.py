@@ -1,4 +1,4 @@
-"""The script that holds segue on a CPU against the machine's matrix products."""
+"""The script that compares segue on a CPU with the machine's matrix products."""
 
 from __future__ import annotations
 

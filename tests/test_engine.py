@@ -474,7 +474,7 @@ def test_a_cache_that_fills_up_is_named(make_checkpoint, tmp_path, monkeypatch):
 def test_a_cache_that_takes_nothing_is_named(make_checkpoint, tmp_path, monkeypatch):
     real = os.mkdir
 
-    def forbidden(path: Any, *arguments: Any) -> None:  # the mode of a folder does not bind root
+    def forbidden(path: Any, *arguments: Any) -> None:  # root ignores the mode of a folder
         if Path(path).parent == tmp_path:
             raise PermissionError(13, "Permission denied", path)
         real(path, *arguments)
@@ -541,7 +541,7 @@ print(Engine.load(os.fsdecode({folder!r}), device="cpu").score([("a", "b")]))
 
 
 def test_many_threads_share_an_engine(engine):
-    """24 threads, ragged batches of their own, each answer against the one computed alone."""
+    """24 threads with ragged batches; each answer is compared with the one computed alone."""
     pairs = ragged_pairs(400, seed=4)
     wanted = dict(zip(pairs, engine.score(pairs).tolist(), strict=True))
     wrong: list[Any] = []
@@ -579,14 +579,14 @@ def test_an_engine_pickles_as_the_arguments_it_was_loaded_with(make_bundle, kind
 
 
 def test_what_loads_a_pickled_engine_is_found_by_its_name(engine):
-    """cloudpickle and dill look no further than the module, and pickle the code of what they do not find."""
+    """cloudpickle and dill look only in the module, and pickle the code of what they do not find there."""
     loads, _ = engine.__reduce__()
     assert getattr(sys.modules[loads.__module__], loads.__name__) is loads
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_an_engine_says_that_it_does_not_survive_a_fork(make_bundle):
-    """Without the check the child waits for threads that it does not have, for ever."""
+    """Without the check the child waits forever for threads that it does not have."""
     code = f"""
 import os, sys
 from segue import Engine, SegueError
@@ -629,7 +629,7 @@ print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_a_forked_process_waits_for_no_lock_to_close_an_engine(make_bundle):
-    """As where another thread warmed the engine up, or scored on a GPU: the lock is never released there."""
+    """As when another thread warms the engine up or scores on a GPU: the lock is never released there."""
     code = f"""
 import os, signal
 from segue import Engine
@@ -758,7 +758,7 @@ def test_a_cuda_provider_that_does_not_start_is_no_silent_cpu(make_bundle, monke
 
 
 def test_an_onnxruntime_of_which_files_are_missing_is_named(make_bundle):
-    """As pip leaves it where onnxruntime and onnxruntime-gpu were installed, and one of them uninstalled."""
+    """As pip leaves it when onnxruntime and onnxruntime-gpu were installed, and one is uninstalled."""
     code = f"""
 import importlib.machinery, sys, types
 sys.modules["onnxruntime"] = package = types.ModuleType("onnxruntime")

@@ -168,7 +168,7 @@ def test_a_parent_folder_that_takes_nothing_is_refused_under_the_name_of_out(
     def forbidden(path: Path, *_: Any, **__: Any) -> None:
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
-    monkeypatch.setattr(Path, "mkdir", forbidden)  # the mode of a folder does not bind root
+    monkeypatch.setattr(Path, "mkdir", forbidden)  # root ignores the mode of a folder
     with pytest.raises(BundleError) as caught:
         export_checkpoint(make_checkpoint(), tmp_path / "out")
     assert str(caught.value) == f"{tmp_path / 'out'}: cannot be made: Permission denied"

@@ -49,7 +49,7 @@ def write_init(folder, words=WORDS):
         num_hidden_layers=1,
         intermediate_size=64,
         max_position_embeddings=64,
-        initializer_range=0.2,  # far from the flat start that takes a network so small long to leave
+        initializer_range=0.2,  # far from the flat start that so small a network takes long to leave
     )
     transformers.BertModel(config).save_pretrained(folder)
     return folder
@@ -198,7 +198,7 @@ def test_dropout_is_of_the_run_alone(init, sources, tmp_path):
 
 
 def test_mixed_precision_learns_too(init, sources, teacher, tmp_path, monkeypatch):
-    """As on a GPU, whose precision a CPU has as well, slowly."""
+    """As on a GPU; a CPU has its precision too, but slowly."""
     monkeypatch.setattr(training, "precision", lambda: {"bf16": True, "use_cpu": True})
     metrics = fine_tune(sources, init=init, out=tmp_path, steps=300, masks=0.1, teacher=teacher, **TOY)
     assert metrics["curve"][-1]["nsp_loss"] < 0.5
@@ -227,7 +227,7 @@ def test_same_seed_same_weights(init, sources, tmp_path):
 
 
 def test_a_run_by_the_clock_ends_in_time(init, sources, tmp_path, monkeypatch):
-    """On a clock that a look moves by a second, so that no machine is too slow for it."""
+    """On a clock that each look moves a second, so that no machine is too slow for it."""
     ticks = count()
     monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=lambda: next(ticks)))
     metrics = fine_tune(

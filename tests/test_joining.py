@@ -193,7 +193,7 @@ def test_logits_that_are_no_numbers_fail_the_request_they_belong_to(
     assert joiner.broken is None
     with pytest.raises(SegueError):
         joiner.ask([(LONG, A)]).result(SECONDS)
-    assert joiner.broken is not None  # nothing tells whether other pairs would do better
+    assert joiner.broken is not None  # no telling whether other pairs would do better
 
 
 class Failing:
@@ -282,7 +282,7 @@ def test_nothing_ends_the_thread(engine: Engine, joiner: Joiner, monkeypatch: py
 
 
 def test_nothing_of_a_request_stays_once_it_is_answered(joiner: Joiner) -> None:
-    class Pairs(list[Any]):  # of a list itself there are no weak references
+    class Pairs(list[Any]):  # a plain list allows no weak references
         pass
 
     pairs = Pairs([(A, B)] * 3)

@@ -117,7 +117,7 @@ def test_a_meter_finds_what_is_read_twice_or_too_much() -> None:
     with traffic() as meter:
         _copy(Fence(), x, "reads a column too many")
     assert (meter.read, meter.written) == (168, 140)
-    with traffic() as meter:  # another program's reading the same is not twice
+    with traffic() as meter:  # another program's read does not count as again
         _copy(fence := Fence(), x[:4])
         kernels.copy[(3, 2)](*fence.tensors, 13, 13, 4, 5, ROWS=4, COLUMNS=8)
     assert (meter.read, meter.written, meter.read_again) == (80, 80, 0)

@@ -119,7 +119,7 @@ def test_rows_may_lie_further_apart_than_32_bits_count(op: str, at: int, stride:
 
 @pytest.mark.parametrize("op", CALLS)
 def test_each_matrix_may_have_a_stride_of_its_own(op: str) -> None:
-    """One that 8 does not divide, where those of all others are multiples of it."""
+    """One that is not a multiple of 8, where those of all others are."""
     torch.manual_seed(0)
     arguments = [_filled(x) for x in CALLS[op][0]]
     expected = getattr(kernels, op)(*arguments)
@@ -132,7 +132,7 @@ def test_each_matrix_may_have_a_stride_of_its_own(op: str) -> None:
 
 
 def _in_32_bits(op: str) -> list[Any]:
-    """Five pairs of one token; ids and bounds are int32, as the executor's, times a stride are not."""
+    """Five one-token pairs; int32 ids and bounds, as the executor's: times a stride they overflow."""
     torch.manual_seed(0)
     arguments = [_filled(x).int() if x is IDS else _filled(x) for x in CALLS[op][0]]
     if op == "cls_attention":

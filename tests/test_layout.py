@@ -37,7 +37,7 @@ PACKAGE = {"kernels": "segue.kernels", "engine": "segue", "export": "segue.expor
 SERVER = {"starlette", "uvicorn", "prometheus_client"}
 # the files of the engine that may reach into the export room, when a checkpoint or a subcommand asks for it
 MAY_EXPORT = {"cache.py", "cli.py"}
-# what the files of the Triton executor may import besides, at once: they are imported when it is asked for
+# what the Triton executor's files may import besides, eagerly: they are imported when it is asked for
 TRITON_EXECUTOR = {"torch", "triton", "onnx", "segue.kernels"}
 
 

@@ -30,7 +30,7 @@ def _inputs(op: str, rows: int, depth: int, columns: int, dtype: torch.dtype) ->
 def _measure(
     op: str, rows: int, depth: int, columns: int, dtype: torch.dtype, kernel: str = "linear_kernel"
 ) -> dict[str, Any]:
-    """Run it between fences and hold it to the twin and the poison; the launch's options."""
+    """Run it between fences, check twin and poison; return the launch's options."""
     inputs, fence = _inputs(op, rows, depth, columns, dtype), Fence()
     fenced, out = [fence.put(x) for x in inputs], fence.out((rows, columns), dtype)
     with launches() as made:
@@ -70,7 +70,7 @@ def test_the_depths_of_real_models(op: str, depth: int) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_the_gelu_is_the_exact_one_far_into_the_tail(dtype: torch.dtype) -> None:
-    """Of one column in and one out, so that it is taken of the input itself. In nearly all places the result
+    """One column in and one out, so that GELU is taken of the input itself. In nearly all places the result
     is what the exact value rounds to."""
     x = torch.cat([torch.linspace(-5, 5, 4001), torch.tensor([0.0, 1e-7, -1e-7, 300.0, -300.0])])[:, None]
     x = x.to(dtype)
@@ -126,7 +126,7 @@ def test_a_tile_is_chosen_that_keeps_all_processors_at_work(rows, columns, tile)
     (lambda x, w, b: (x[:, 1:], w[:, 1:], b), False),  # begins off a multiple of 16 bytes
     (lambda x, w, b: (x[:, :-8], w[:, 1:-7], b), False),  # so does the weight alone
     (lambda x, w, b: (x[:, :-1].clone(), w[:, :-1], b), False),  # its rows do
-    (lambda x, w, b: (x[:1].expand(9, -1), w, b), False),  # rows that are one
+    (lambda x, w, b: (x[:1].expand(9, -1), w, b), False),  # one row expanded
     (lambda x, w, b: (x, w, b, x.new_zeros(9, 24)), False),  # a residual
 ])  # fmt: skip
 def test_operands_that_cannot_be_fetched_by_tiles_are_read_by_pointers(change, engine, monkeypatch):

@@ -1,8 +1,8 @@
 """The ONNX project's own node tests, run by our kernels as far as their ops are ours.
 
-A case gives inputs and what ONNX expects of them, and is held to it by ONNX's own runner. `OURS` says how our
-kernels compute an op of ONNX, `EXCLUDED` which cases they do not, and why. The first output alone is looked
-at: no kernel gives the mean of a LayerNormalization, or the scores of an Attention.
+A case gives inputs and what ONNX expects of them, which ONNX's own runner checks. `OURS` says how our kernels
+compute an op of ONNX, `EXCLUDED` which cases they do not, and why. Only the first output is checked: no
+kernel gives the mean of a LayerNormalization, or the scores of an Attention.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def packed_attention(
     kv_num_heads: int | None = None,
     scale: float | None = None,
 ) -> Tensor:
-    """A pair of each batch row; where queries are fewer than keys, ones of zeros fill up, and are dropped."""
+    """Each batch row is a pair; where queries are fewer than keys, zeros fill up, and are dropped."""
     q, k, v, heads = _tokens(Q, K, V, q_num_heads, kv_num_heads, scale)
     (batch, queries, _), keys = q.shape, k.shape[1]
     q = torch.nn.functional.pad(q, (0, 0, 0, keys - queries))
@@ -117,7 +117,7 @@ def cls_attention(
     left_window_size: int = -1,
     right_window_size: int = -1,
 ) -> Tensor:
-    """A pair of each query row, whose keys are the run of those that it sees, past ones before them."""
+    """Each query row is a pair, whose keys are the run of those that it sees, past ones first."""
     offset = 0  # the place of the first query among the keys
     if past_key is not None and past_value is not None:
         offset = past_key.shape[2]
@@ -143,7 +143,7 @@ def cls_attention(
 def _tokens(
     Q: Tensor, K: Tensor, V: Tensor, q_heads: int | None, kv_heads: int | None, scale: float | None
 ) -> tuple[Tensor, Tensor, Tensor, int]:
-    """Q, K, V as [batch, rows, E] and their heads: a scale is put into Q, keys that heads share repeated."""
+    """Q, K, V as [batch, rows, E] and their heads: a scale goes into Q, shared keys are repeated."""
     if Q.dim() == 3:
         Q = Q.unflatten(-1, (q_heads, -1)).transpose(1, 2)
         K, V = (x.unflatten(-1, (kv_heads, -1)).transpose(1, 2) for x in (K, V))

@@ -150,7 +150,7 @@ def test_a_file_that_is_another_than_was_loaded_is_not_opened_again(
     caplog: pytest.LogCaptureFixture,
     change: str,
 ):
-    """Many pairs are scored by the model that was loaded, as few are, and it is told that this is slower."""
+    """Many pairs, like few, are scored by the loaded model, and the log says that this is slower."""
     folder, batches = shutil.copytree(bundle, tmp_path / "bundle"), _batches(2 * MANY)
     executor, early = _open(folder), _open(folder)
     wanted = _one_by_one(executor, batches)
@@ -281,7 +281,7 @@ def test_a_batch_has_tokens_for_its_threads(bundle, threads, tokens):
 
 @pytest.mark.parametrize(("threads", "shared"), [(1, 512), (2, 512), (4, 1024), (8, 2048)])
 def test_where_batches_run_side_by_side_each_has_tokens_for_one_thread(bundle, threads, shared):
-    """So that there are enough of them for all threads as soon as can be."""
+    """So that there are enough for all threads as soon as possible."""
     executor = _open(bundle, threads=threads)
     enough = 4 * threads * 512
     assert [executor.tokens_at_once(total) for total in (0, enough - 1, enough, 10**9)] == [
@@ -313,7 +313,7 @@ def test_as_many_batches_as_run_side_by_side_are_planned_of_enough_tokens(bundle
 
 @pytest.mark.parametrize("given", [None, "0"])
 def test_onnx_runtime_reports_nothing_unless_it_is_told_to(bundle: Path, tmp_path: Path, given: str | None):
-    """It would keep the name of this device, and what it has to tell, in the user's folder of caches."""
+    """It would keep this device's name, and what it has to report, in the user's cache folder."""
     code = f"""
 import os
 from segue import Engine

@@ -45,7 +45,7 @@ def test_what_a_bundle_cannot_give_is_refused(make_bundle: Callable[..., Path], 
 
 
 def _edited(bundle: Path, out: Path, edit: Callable[[Any, dict[str, Any]], None]) -> Path:
-    """A copy of a bundle whose graph and manifest were changed, its sums being right all the same."""
+    """A copy of a bundle whose graph and manifest were changed, but whose sums are right."""
     shutil.copytree(bundle, out)
     graph, manifest = onnx.load(out / "model.onnx"), json.loads((out / "segue.json").read_text())
     edit(graph, manifest)

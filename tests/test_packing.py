@@ -56,8 +56,8 @@ def expected(sentences: int, chunk: int) -> tuple[float, float]:
     ("length", "short"), [(7, 0.0), (7, 0.1), (7, 1.0), (20, 0.5), (50, 0.0), (60, 0.1), (200, 0.1)]
 )
 def test_the_share_of_is_next_is_the_recipes(length, short):
-    """Documents of 23 sentences of `length` tokens, 61 tokens to fill. Summed over documents, IsNext less the
-    share times the instances has the mean 0, and 0 is within 4.5 of its standard errors."""
+    """Documents of 23 sentences of `length` tokens, 61 tokens to fill. Summed over documents, IsNext minus
+    share times instances has mean 0, and 0 is within 4.5 of its standard errors."""
     sentences, room, rounds = 23, 61, 12
     store = make_store(*[[length] * sentences] * 150)
     full = np.array(expected(sentences, -(-room // length)))

@@ -125,7 +125,7 @@ def test_float16_weights_are_the_checkpoint_rounded(
 
 
 def test_a_pair_alone_is_a_pair_in_a_batch(make_bundle: Callable[..., Path]) -> None:
-    """In the graph itself, no engine about it: any batch mates, any order, the same probability to 2e-6."""
+    """In the graph itself, without the engine: any batch mates, any order, the same probability to 2e-6."""
     folder = make_bundle()
     session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
     short, *_ = _batches(folder)

@@ -107,7 +107,7 @@ def test_large_values_saturate() -> None:
 
 @pytest.mark.parametrize("scale", [1.0, 0.3, 0.1, 1e-2, 1e-4])
 def test_small_values_keep_their_digits(scale: float) -> None:
-    """Of a tanh made from a sigmoid little would be left."""
+    """A tanh made from a sigmoid would lose most of them."""
     cls, pooler, pooler_bias, classifier, classifier_bias = _inputs(5, 64, 2)
     arguments = cls, pooler * scale, pooler_bias * scale, classifier / scale, classifier_bias
     assert_op_as_exact(pool_classify(*arguments), "pool_classify", *arguments)

@@ -199,7 +199,7 @@ def test_every_state_a_kill_can_leave_resumes_to_the_same_result(corpus, uninter
     ],
 )
 def test_a_checkpoint_that_lost_a_file_is_refused(corpus, uninterrupted, tmp_path, name):
-    """The trainer would start afresh what it does not find, and train another model."""
+    """The trainer would start afresh whatever is missing, and train another model."""
     out = shutil.copytree(uninterrupted[0], tmp_path / "out")
     file = out / "checkpoint-40" / name
     data = file.read_bytes()
@@ -442,7 +442,7 @@ def test_what_fails_early_leaves_nothing_behind(corpus, tmp_path, monkeypatch):
 
 
 def test_the_padding_is_the_vocabularys(corpus, uninterrupted, tmp_path):
-    """Its embedding begins as zero and learns nothing as an input, which an ordinary word's must not be."""
+    """Its embedding begins as zero and learns nothing as an input, as no ordinary word's may."""
     lines = (uninterrupted[0] / "vocab.txt").read_text().splitlines()
     words = tmp_path / "vocab.txt"
     words.write_text("\n".join([*lines[1:], lines[0]]))

@@ -193,7 +193,7 @@ def test_the_bundle_says_how_far_rounding_goes(bundle: Path, make_bundle: Callab
 def test_onnx_runtime_multiplies_integers(
     flat: bool, make_bundle: Callable[..., Path], tmp_path: Path
 ) -> None:
-    """Were the pattern not found, the same scores would come, four times as slowly."""
+    """If the pattern were not found, the same scores would take four times as long."""
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
     options.log_severity_level = 3

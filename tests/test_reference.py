@@ -23,7 +23,7 @@ def _bounds(lengths: list[int], dtype: torch.dtype = torch.int64) -> Tensor:
 
 
 def _close(found: Tensor, judge: Tensor) -> None:
-    """Hold a float32 result against float64: some tens of roundings of the largest element."""
+    """Compare a float32 result with float64, to tens of roundings of the largest element."""
     assert found.shape == judge.shape
     assert found.isfinite().all()
     limit = 64 * 2**-24 * max([1.0, *judge.abs().flatten().tolist()])

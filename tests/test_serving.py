@@ -774,14 +774,14 @@ def test_a_client_that_offers_http_2_keeps_its_body(bundle: Path) -> None:
 
 
 def test_a_connection_outlives_the_time_that_proxies_keep_one(engine: Engine) -> None:
-    """nginx and AWS's balancers: 60 s. uvicorn's own 5 s would close it under the request that they send."""
+    """nginx and AWS's balancers: 60 s. uvicorn's own 5 s would close it just as they send a request."""
     app = create_app(engine)
     server = command._Server(app.state.service, engine.info, app, 1)
     assert server.config.timeout_keep_alive > 60
 
 
 def test_a_cancellation_from_outside_is_not_answered(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As where an application around this one gives each request so much time."""
+    """As when an application around this one limits each request's time."""
     gate = Gate(engine, monkeypatch)
     app = create_app(engine)
     messages: list[Any] = [{"type": "http.request", "body": b'{"queries": "a", "documents": "b"}'}]
@@ -806,7 +806,7 @@ def test_a_cancellation_from_outside_is_not_answered(engine: Engine, monkeypatch
 
 
 def _heed_signals() -> None:
-    """What a shell or nohup lets a process ignore is inherited."""
+    """Signals that a shell or nohup ignores are inherited."""
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
 
@@ -971,4 +971,4 @@ def test_an_option_of_the_application_is_checked(engine: Engine) -> None:
     with pytest.raises(InputError, match=r"^max_pairs: expected a whole number from 1, got 0$"):
         create_app(engine, max_pairs=0)
     with pytest.raises(InputError, match=r"^name: a lone surrogate, '\\udce9', at character 3"):
-        create_app(engine, name="caf\udce9")  # which a shell gives that is not set to UTF-8
+        create_app(engine, name="caf\udce9")  # as from a shell that is not set to UTF-8

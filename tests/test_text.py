@@ -68,7 +68,7 @@ def _both(folder: Path) -> tuple[PairEncoder, Any]:
 
 def _judged(judge: Any, a: str, b: str, mode: str, limit: int) -> tuple[list[int], list[int]] | None:
     """Return ids and segment ids as transformers has them, or None where it refuses."""
-    try:  # lists, because a bare empty second text is dropped without a word
+    try:  # lists, because a bare empty second text is silently dropped
         got = judge([a], [b], truncation=mode, max_length=limit, padding=False, return_token_type_ids=True)
     except BaseException:  # the library panics where nothing would be left of the side to cut
         return None
@@ -179,7 +179,7 @@ def test_two_long_texts_are_read_whole_as_their_lengths_are_compared(fresh, monk
 
 
 def test_a_text_is_whole_beside_one_that_might_have_more_than_half_the_tokens():
-    """A letter is a token at the most; another character may be decomposed into some."""
+    """A letter is at most one token; another character may decompose into several."""
     pairs = np.array([[0, 1]])
     assert _far_too_long(["a" * 8, "b " * 100], pairs, 17, 160) == {1}
     assert _far_too_long(["b " * 100, "a" * 8], pairs, 17, 160) == {0}
@@ -248,7 +248,7 @@ def _numbered(pairs: Any) -> Any:
 @settings(max_examples=300, deadline=None)
 @given(pairs=st.lists(items, max_size=6))
 def test_pairs_in_a_list_and_from_a_stream_are_numbered_alike(pairs):
-    """A list of plain pairs is checked as a whole; anything else, as a stream always, pair by pair."""
+    """A list of plain pairs is checked as a whole; anything else, like any stream, pair by pair."""
     assert not _plain(iter(pairs))
     assert _numbered(pairs) == _numbered(tuple(pairs)) == _numbered(iter(pairs))
     plain = all(type(pair) in (list, tuple) and list(map(type, pair)) == [str, str] for pair in pairs)
@@ -382,14 +382,14 @@ def test_the_vocabulary_s_words_are_spelt_as_the_tokenizer_spells_them(tokenizer
         " ".join(a + b for a, b in data.draw(st.lists(st.tuples(word, mark), max_size=20))) for _ in range(2)
     ]
     expected = judge(list(dict.fromkeys(sides)), add_special_tokens=False)["input_ids"]
-    for known in ({}, dict(encoder._words._whole)):  # every word is new, or as after room ran out
+    for known in ({}, dict(encoder._words._whole)):  # every word is new, or room has run out
         encoder._words._known, encoder._words._older = known, {}
         encoded = encoder.encode([sides])
         assert encoded.ids.tolist() == [number for ids in expected for number in ids]
 
 
 def test_words_with_a_bar_are_read_one_by_one(fresh):
-    """The bar stands between the words of a text, so one in a word would part it."""
+    """The bar separates the words of a text, so one in a word would split it."""
     reader = _reader(fresh)
     encoded = fresh.encode([("the a|b | man", "|")])
     together, *alone = reader.texts
@@ -450,7 +450,7 @@ def test_words_that_other_threads_learn_meanwhile_disturb_no_choice_of_what_is_k
 
 
 def test_threads_share_what_is_remembered(fresh, make_checkpoint):
-    """With room for a few words, so that it is forgotten all the time."""
+    """With room for few words, so that they are forgotten constantly."""
     texts = [f"the man {i} went {i * i} {i % 7}ing" for i in range(400)]
     groups = [[(text, "a") for text in texts[i::8]] * 2 for i in range(8)]
     judge = PairEncoder(make_checkpoint() / "tokenizer.json", 512)
@@ -518,7 +518,7 @@ def test_a_tokenizer_that_reads_word_by_word_may_have_tokens_of_its_own(tmp_path
 
 @pytest.mark.parametrize("content", ["an", "e.", "."])
 def test_a_token_that_may_stand_within_a_word_is_found_there(tmp_path, make_checkpoint, content):
-    """Though the vocabulary has the word whole."""
+    """Though the vocabulary has the whole word."""
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(make_checkpoint() / "tokenizer.json"))

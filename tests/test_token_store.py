@@ -82,7 +82,7 @@ def test_nothing_to_draw_or_nothing_that_follows(tmp_path, tokenizer, texts):
 
 
 def test_an_incomplete_store_is_none(tmp_path, tokenizer):
-    """Whatever moment the writing is killed at: what was there before is gone, too."""
+    """Whenever the writing is killed; what was there before is gone, too."""
 
     def interrupted():
         yield from documents("a|b", "c")

@@ -23,7 +23,7 @@ CLS = {"__type": "AddedToken", "content": "[CLS]", "normalized": False, "single_
 
 @pytest.fixture
 def folder(make_checkpoint: Callable[..., Path], tmp_path: Path) -> Path:
-    """A checkpoint of its own, to be spoilt."""
+    """A checkpoint that a test may spoil."""
     return Path(shutil.copytree(make_checkpoint(), tmp_path / "checkpoint"))
 
 

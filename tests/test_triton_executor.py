@@ -128,7 +128,7 @@ def test_rounding_up_to_a_bucket_changes_no_bit(bundle, precision):
 
 
 def test_attention_is_told_the_longest_pair_of_its_batch(make_bundle, monkeypatch):
-    """Which is what its grid and its tile are chosen by."""
+    """Its grid and its tile are chosen by that."""
     told: list[tuple[str, int]] = []
     for name in ("packed_attention", "cls_attention"):
         real = getattr(kernels, name)
@@ -158,7 +158,7 @@ def test_ragged_batches_are_as_onnx_runtime_has_them(engine, cpu, lengths):
 
 @pytest.mark.parametrize("rounds", [False, True])
 def test_nothing_is_left_of_the_batch_before(executor, rounds):
-    """All memory is NaN, and all numbers are out of any table, before each batch."""
+    """Before each batch all memory is NaN, and all numbers are outside any table."""
     executor._rounds = rounds
     batches = [packed([5, 9, 3]), packed([LONGEST]), packed([4, 4])]
     before = run(executor, *batches)
@@ -240,7 +240,7 @@ def test_a_warm_up_ends_when_what_it_launched_has(executor, monkeypatch):
 
 
 def test_a_warm_up_finds_nothing_of_the_batch_before(executor, monkeypatch):
-    """Its numbers lie where another bucket has other ones: lengths could be taken for bounds."""
+    """Its numbers lie where another bucket has others: lengths could be taken for bounds."""
     numbers, live = executor._launches.feed.numbers.fill_(2**30), []
     monkeypatch.setattr(executor._launches, "launch", lambda sizes: live.append(bool(numbers.any())))
     list(executor.warm_up())
@@ -276,7 +276,7 @@ def test_a_capture_ends_whatever_happens_in_it(monkeypatch):
     assert triton_device._failed == []
     with pytest.raises(RuntimeError, match="no"):
         triton_device.record(_failing(RuntimeError("no")), pool="shared")
-    # other threads may allocate, not capture; what is collected could be a graph, which would spoil it
+    # other threads may allocate, not capture; collecting a graph as garbage would spoil it
     begin = {"pool": "shared", "capture_error_mode": "thread_local"}
     assert events == [begin, (False, True), "end", begin, "end"]
     assert gc.isenabled()
@@ -291,7 +291,7 @@ def test_a_capture_ends_whatever_happens_in_it(monkeypatch):
 
 
 def test_a_capture_that_does_not_begin_is_ended_too(monkeypatch):
-    """Whoever is interrupted there does not know whether it did."""
+    """Code that is interrupted there cannot know whether it did."""
     events = []
 
     class Graph:
@@ -416,7 +416,7 @@ def test_every_batch_that_is_planned_has_a_bucket(executor):
 
 @pytest.fixture
 def hook(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """A hook that somebody installed before; the names that it was called with."""
+    """A hook that was installed before; the names that it was called with."""
     seen: list[str] = []
     triton_compiles._install.cache_clear()
     monkeypatch.setattr(knobs.runtime, "jit_post_compile_hook", lambda **what: seen.append(what["fn"].name))
@@ -739,7 +739,7 @@ def test_real_weights_give_what_onnx_runtime_gives(precision):
 
 
 def test_without_a_gpu_it_fails_by_name(bundle):
-    """On a machine that has one, by the number of a GPU that it has not."""
+    """On a machine with a GPU, by the number of one that it lacks."""
     out = run_python(
         f"""
 from segue import Engine, ExecutorUnavailable
@@ -778,7 +778,7 @@ def test_an_interpreted_kernel_has_no_gpu(bundle, device):
 
 
 def test_auto_looks_for_a_driver_then_for_packages_then_at_the_gpu(bundle, monkeypatch):
-    """And imports no PyTorch before there is reason to; that it does not here, test_layout holds."""
+    """And imports PyTorch only when it has to; test_layout checks that it does not do so here."""
 
     def chosen() -> str:
         with Engine.load(bundle, threads=1) as engine:

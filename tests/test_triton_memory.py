@@ -1,4 +1,4 @@
-"""One arena for all values: those alive together apart, the others in each other's place."""
+"""One arena for all values: those alive together lie apart, the others share places."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_more_layers_take_no_more(plan):
 @given(st.integers(1, 5000), st.integers(0, 5000))
 @settings(derandomize=True, max_examples=100)
 def test_numbers_lie_apart_at_addresses_that_16_bytes_divide(tokens, pairs):
-    """Triton compiles a kernel again for a pointer that they do not divide."""
+    """Triton compiles a kernel again for a pointer that is not so aligned."""
     parts, size = arrange_numbers(tokens, pairs)
     wanted = {TOKENS: 1, PAIRS: 1, "input_ids": tokens, "token_type_ids": tokens, "position_ids": tokens}
     assert {name: part.stop - part.start for name, part in parts.items()} == wanted | {

@@ -157,7 +157,7 @@ def _read_nothing(graph: onnx.GraphProto) -> None:
 
 
 def _leave_attributes(graph: onnx.GraphProto) -> None:
-    """Of which the default is another product."""
+    """Their defaults give another product."""
     del _node(graph, "layers/0/attention_output/Gemm").attribute[:]
 
 

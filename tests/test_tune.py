@@ -1,4 +1,4 @@
-"""The script that chooses launch tables: what it measures and what it makes of it, the clock being ours."""
+"""The script that chooses launch tables: what it measures and what it makes of that, on our own clock."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def tune() -> Any:
 
 @pytest.fixture
 def candidate_of(tune: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[[dict], Any]:
-    """What is chosen where a call takes the seconds that its candidate and size have in a table."""
+    """What is chosen when a call takes the seconds that a table has for its candidate and size."""
 
     def choose(seconds: dict[tuple[tuple[int, ...], int], float]) -> Any:
         now: list[tuple[int, ...]] = []
@@ -51,7 +51,7 @@ def candidate_of(tune: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[[dict],
 
 
 def test_the_winner_loses_least_over_all_shapes_not_the_most_time(candidate_of):
-    """(1, 2) takes ten times what it need where little time goes, (1, 1) a tenth more where most does."""
+    """(1, 2) takes ten times the best where little time goes, (1, 1) a tenth more where most does."""
     seconds = {((1, 1), 8): 0.01, ((1, 1), 16): 11.0, ((1, 2), 8): 0.1, ((1, 2), 16): 10.0}
     assert candidate_of(seconds) == (1, 1)
 

@@ -26,7 +26,7 @@ TEXT = "It likes sleeping, said Zoë! The café at 山 was sleeping: un-usual. [
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
-    """Two documents of made-up words, all seldom, so that many pieces are equally frequent."""
+    """Two documents of made-up words, all rare, so that many pieces are equally frequent."""
     draw = random.Random(0)
     words = ["".join(draw.choices("abcdefghilmnoprstu", k=draw.randint(2, 9))) for _ in range(1500)]
     file = tmp_path_factory.mktemp("corpus") / "corpus.txt"
@@ -95,7 +95,7 @@ def test_a_small_corpus_gives_a_small_vocabulary(tmp_path):
 
 
 def test_words_that_become_unknown_anyway_are_left_out(tmp_path):
-    """Such a one the trainer would take the square of its length for."""
+    """The trainer would take time quadratic in such a word's length."""
     file = tmp_path / "corpus.txt"
     documents = [
         f"One {'ab' * 100_000}/day. One day.",

@@ -31,7 +31,7 @@ FIVE_LABELS = {
 
 
 def packed(lengths: Iterable[int], seed: int = 0) -> PackedBatch:
-    """A batch of pairs of so many tokens; pairs are told apart by their length and the seed alone."""
+    """A batch of pairs of so many tokens; a pair depends on its length and the seed alone."""
     parts = []
     for length in lengths:
         draw = np.random.default_rng([length, seed])
