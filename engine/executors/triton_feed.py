@@ -1,5 +1,5 @@
 """Copies the numbers of a batch to the device, through pinned memory and a stream of its own, so that they
-arrive while the batch before is computed; at once if none is. Knows nothing about graphs and models."""
+arrive while the batch before is computed; directly if none is. Knows nothing about graphs and models."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ class Feed:
             self._copies.wait_stream(stream)  # device memory is allocated in its order
 
     def send(self, batch: PackedBatch, sizes: Bucket) -> None:
-        """Put the numbers of a batch in place before what is launched next in the stream. Pairs that `sizes`
-        has beyond it, at the end, are empty."""
+        """Put the numbers of a batch in place before what is launched next in the stream. Pairs of `sizes`
+        beyond the batch's, at the end, are empty."""
         if self._stream is None or self._copies is None:
             _fill(self.numbers, batch, sizes)
             return
