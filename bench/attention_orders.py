@@ -43,7 +43,7 @@ from segue.kernels.launching import launch, target, unit
 
 __all__ = ["ORDERS", "main", "ordered"]
 
-# Which of head, pair and tile of queries changes from one program to the next, then which, then which; and
+# The order in which tile of queries, pair and head change from program to program, the fastest first; and
 # whether pairs go from last to first.
 ORDERS = tuple(product(("tile, pair, head", "head, tile, pair", "tile, head, pair"), (False, True)))
 MODELS = ((768, 12), (384, 12))  # hidden size, heads

@@ -67,7 +67,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def run(arguments: argparse.Namespace, peers: list[Peer]) -> dict[str, Any]:
-    """Prepare everything, measure, and return the record, which is also kept in the work folder."""
+    """Prepare everything, measure, and return the record, which the work folder also has at any time."""
     work: Path = arguments.work.resolve()
     threads = arguments.threads or available_threads()
     model = f"given-{arguments.checkpoint.name}" if arguments.checkpoint else "minilm"

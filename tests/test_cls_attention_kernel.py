@@ -30,7 +30,7 @@ def _inputs(lengths: tuple[int, ...], hidden: int, dtype: torch.dtype) -> tuple[
 
 
 def _measure(lengths: tuple[int, ...], hidden: int, heads: int, dtype: torch.dtype, **options: Any) -> None:
-    """Run it between fences and hold it to the twin, the poison and the cost."""
+    """Run it between fences and check twin, poison and cost."""
     fence, bounds = Fence(), _bounds(lengths, options.pop("bounds", torch.int32))
     q, kv = _inputs(lengths, hidden, dtype)
     fenced = fence.put(q), fence.put(kv), fence.put(bounds)

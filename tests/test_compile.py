@@ -82,7 +82,7 @@ def test_products_run_on_matrix_units(report, target, unit):
         found = [
             e for e in report["entries"] if (e["op"], e["target"], e["dtype"]) == (op, target, "float16")
         ]
-        kernels = 2 if target == "sm_90" else 1  # one that the tensor memory accelerator feeds besides
+        kernels = 2 if target == "sm_90" else 1  # another that the tensor memory accelerator feeds
         assert [entry["matrix"] for entry in found] == [[unit]] * kernels
 
 

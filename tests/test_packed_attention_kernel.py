@@ -31,7 +31,7 @@ def _qkv(tokens: int, hidden: int, dtype: torch.dtype, spread: float = 1.5) -> T
 
 
 def _measure(lengths: tuple[int, ...], hidden: int, heads: int, dtype: torch.dtype, **options: Any) -> None:
-    """Run it between fences and hold it to the twin, the poison and the cost."""
+    """Run it between fences and check twin, poison and cost."""
     fence = Fence()
     qkv, bounds = _qkv(sum(lengths), hidden, dtype), _bounds(lengths, options.pop("bounds", torch.int32))
     fenced, out = fence.put(qkv), fence.out((len(qkv), hidden), dtype)

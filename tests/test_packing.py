@@ -215,7 +215,7 @@ def test_truncation_takes_from_front_or_back_by_a_coin():
 
 def test_a_tenth_of_the_documents_has_a_short_target():
     """Sentences are of a token each: instances of a document with the target t have at most t, some have t,
-    and t is anything from 2 to the full 61 alike."""
+    and t is uniform from 2 to the full 61."""
     store = make_store(*[[1] * 300] * 400)
     targets = []
     for epoch in range(10):

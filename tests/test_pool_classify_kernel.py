@@ -28,7 +28,7 @@ def _inputs(pairs: int, hidden: int, labels: int, dtype: torch.dtype = torch.flo
 
 
 def _measure(pairs: int, hidden: int, labels: int, dtype: torch.dtype) -> None:
-    """Run it between fences and hold it to the twin and the poison."""
+    """Run it between fences and check twin and poison."""
     inputs, fence = _inputs(pairs, hidden, labels, dtype), Fence()
     fenced, out = [fence.put(x) for x in inputs], fence.out((pairs, labels), dtype)
     pooled = fence.out((pairs, hidden), torch.float32)

@@ -38,7 +38,7 @@ Reply = tuple[int, dict[str, str], Any]
 
 
 class Client:
-    """Speaks HTTP with one server; `close` comes with it."""
+    """Speaks HTTP with one server, a connection each time."""
 
     def __init__(self, port: int, prefix: str = "") -> None:
         self.port, self._prefix = port, prefix
@@ -800,7 +800,7 @@ def test_a_cancellation_from_outside_is_not_answered(engine: Engine, monkeypatch
         asyncio.run(ask())
     gate.open.set()
     app.state.service.close()
-    counted = app.state.service._metrics.text()  # or only those that took no longer would be
+    counted = app.state.service._metrics.text()  # else only those in time would be counted
     assert b'segue_requests_total{path="/score",status="499"} 1.0' in counted
     assert b'segue_request_seconds_count{path="/score"} 1.0' in counted
 
