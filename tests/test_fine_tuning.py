@@ -28,6 +28,7 @@ from segue.export.pretraining_data import collate
 
 WORDS = [f"w{i:02d}" for i in range(24)]
 RECIPE = Recipe(same_document=0.1, clause=0.1, unmarked=0.25)
+SHORT = {"recipe": RECIPE, "batch_size": 4, "max_tokens": 16}
 TOY = {"recipe": Recipe(sides=(1,)), "learning_rate": 2e-3, "batch_size": 32, "max_tokens": 16, "threads": 1}
 
 
@@ -184,9 +185,8 @@ def test_the_cosine_that_is_taught_is_that_of_the_sides(init, sources):
 
 
 def test_dropout_is_of_the_run_alone(init, sources, tmp_path):
-    options = {"init": init, "recipe": RECIPE, "steps": 3, "batch_size": 4, "max_tokens": 16}
-    plain = fine_tune(sources, out=tmp_path / "plain", **options)
-    dropped = fine_tune(sources, out=tmp_path / "dropped", dropout=0.5, **options)
+    plain = fine_tune(sources, init=init, out=tmp_path / "plain", steps=3, **SHORT)
+    dropped = fine_tune(sources, init=init, out=tmp_path / "dropped", steps=3, dropout=0.5, **SHORT)
     assert (plain["dropout"], dropped["dropout"]) == (0.0, 0.5)
     weights = [
         transformers.BertModel.from_pretrained(tmp_path / name).pooler.dense.weight
@@ -209,16 +209,7 @@ def test_mixed_precision_learns_too(init, sources, teacher, tmp_path, monkeypatc
 
 def test_same_seed_same_weights(init, sources, tmp_path):
     def weights(name: str, seed: int) -> dict[str, torch.Tensor]:
-        fine_tune(
-            sources,
-            init=init,
-            out=tmp_path / name,
-            recipe=RECIPE,
-            steps=3,
-            batch_size=4,
-            max_tokens=16,
-            seed=seed,
-        )
+        fine_tune(sources, init=init, out=tmp_path / name, steps=3, seed=seed, **SHORT)
         return transformers.BertForNextSentencePrediction.from_pretrained(tmp_path / name).state_dict()
 
     first, again, other = weights("a", 1), weights("b", 1), weights("c", 2)
@@ -230,17 +221,7 @@ def test_a_run_by_the_clock_ends_in_time(init, sources, tmp_path, monkeypatch):
     """On a clock that each look moves a second, so that no machine is too slow for it."""
     ticks = count()
     monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=lambda: next(ticks)))
-    metrics = fine_tune(
-        sources,
-        init=init,
-        out=tmp_path,
-        recipe=RECIPE,
-        minutes=2,
-        learning_rate=1e-2,
-        batch_size=4,
-        max_tokens=16,
-        saves=3,
-    )
+    metrics = fine_tune(sources, init=init, out=tmp_path, minutes=2, learning_rate=1e-2, saves=3, **SHORT)
     assert 20 < metrics["steps"] < 120
     assert 115 <= metrics["seconds"] <= 130
     assert len(list(tmp_path.glob("checkpoint-*"))) == 3
@@ -257,14 +238,12 @@ def test_frozen_words_and_intermediate_checkpoints(init, sources, tmp_path, caps
         sources,
         init=init,
         out=tmp_path,
-        recipe=RECIPE,
         steps=8,
         learning_rate=1e-2,
-        batch_size=4,
-        max_tokens=16,
         train_words=False,
         saves=3,
         watch=watch,
+        **SHORT,
     )
     before = transformers.BertModel.from_pretrained(init).state_dict()
     after = transformers.BertModel.from_pretrained(tmp_path).state_dict()
