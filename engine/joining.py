@@ -67,7 +67,8 @@ class Joiner:
         self._thread: threading.Thread | None = None
         self._closed = False
         self._process = os.getpid()
-        self.turns = 0  # computed so far
+        self.turns = 0  # begun so far
+        self.since: float | None = None  # when the current turn began, by `perf_counter`
         self.broken: BaseException | None = None  # what the last turn failed with, unless a pair was bad
 
     @property
@@ -143,8 +144,9 @@ class Joiner:
 
     def _work(self) -> None:
         while turn := self._next_turn():
-            self.turns += 1
+            self.turns, self.since = self.turns + 1, perf_counter()
             self._compute(turn)
+            self.since = None
             del turn  # else its requests would live on while idle
 
     def _next_turn(self) -> list[tuple[_Request, int]]:

@@ -698,6 +698,21 @@ def test_health_does_not_wait_for_ever(engine: Engine, monkeypatch: pytest.Monke
     assert answer["error"] == "the model does not compute: no answer in 0.05 s, and an error before"
 
 
+def test_health_tells_of_a_turn_that_hangs(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = Gate(engine, monkeypatch)
+    with serving(create_app(engine)) as client:
+        first, _ = in_background(client, "/score", {"queries": "a", "documents": "b"})
+        assert gate.reached.wait(SECONDS)
+        assert client("/health")[0] == 200  # it may still end
+        monkeypatch.setattr("segue.serving.app._HANGS", 0)
+        status, _, answer = client("/health")
+        assert (status, answer["error_type"]) == (503, "Unhealthy")
+        assert answer["error"] == "the model does not compute: one turn has taken 0 s so far"
+        gate.open.set()
+        first.join(SECONDS)
+        until(lambda: client("/health")[0] == 200)
+
+
 def test_texts_that_would_take_gigabytes_are_refused(engine: Engine) -> None:
     with serving(create_app(engine)) as client:
         status, _, answer = client("/score", {"queries": "a", "documents": ["b", "," * 1_000_001]})

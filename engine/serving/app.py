@@ -46,6 +46,7 @@ MAX_WAITING = 8192
 MAX_BODY_BYTES = 8 << 20
 _TEXT = 1_000_000  # characters of one text: if all are marks, 1.3 s and 350 MB to tokenise
 _PATIENCE = 5  # seconds
+_HANGS = 300  # seconds of one turn: of BERT-large on one slow core, it takes some 80
 _CLOSING = "the server is closing"
 _GONE = 499  # what nginx calls a client that did not wait for its answer
 _KINDS = {413: "Validation", 422: "Validation", 429: "Overloaded", 500: "Backend", 503: "Unhealthy"}
@@ -166,6 +167,9 @@ class Service:
 
     async def health(self, request: Request) -> Response:
         """Tell whether the model computes; if the last turn failed, by trying."""
+        since = self._joiner.since
+        if since and (taken := perf_counter() - since) > _HANGS:
+            return _error(503, f"the model does not compute: one turn has taken {taken:.0f} s so far")
         try:
             trial = self._joiner.ask([("a", "b")] if self._joiner.broken else [])
             await asyncio.wait_for(asyncio.wrap_future(trial), _PATIENCE)
