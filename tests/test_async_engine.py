@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import threading
 from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -202,19 +202,12 @@ def test_truncation_is_logged(engine: Engine, caplog: pytest.LogCaptureFixture) 
 def test_event_loops_of_several_threads_may_share_it(engine: Engine) -> None:
     shared = AsyncEngine(engine)
     pairs = [(f"{A} {number}", B) for number in range(64)]
-    found: dict[int, Any] = {}
 
     async def some(start: int) -> Any:
         calls = [shared.score([pair]) for pair in pairs[start : start + 16]]
         return np.concatenate(await asyncio.gather(*calls))
 
-    def ask(start: int) -> None:
-        found[start] = asyncio.run(some(start))
-
-    threads = [threading.Thread(target=ask, args=(start,)) for start in range(0, 64, 16)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(SECONDS)
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda start: asyncio.run(some(start)), range(0, 64, 16)))
     asyncio.run(shared.close())
-    close(np.concatenate([found[start] for start in range(0, 64, 16)]), engine.score(pairs))
+    close(np.concatenate(found), engine.score(pairs))

@@ -13,7 +13,6 @@ import re
 import shutil
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -544,25 +543,16 @@ def test_many_threads_share_an_engine(engine):
     """24 threads with ragged batches; each answer is compared with the one computed alone."""
     pairs = ragged_pairs(400, seed=4)
     wanted = dict(zip(pairs, engine.score(pairs).tolist(), strict=True))
-    wrong: list[Any] = []
 
     def work(seed: int) -> None:
         draw = random.Random(seed)
-        try:
-            for _ in range(15):
-                some = draw.choices(pairs, k=draw.randint(0, 40))
-                for pair, value in zip(some, engine.score(some).tolist(), strict=True):
-                    if abs(value - wanted[pair]) > 2e-6:
-                        wrong.append((pair, value, wanted[pair]))
-        except Exception as error:
-            wrong.append(error)
+        for _ in range(15):
+            some = draw.choices(pairs, k=draw.randint(0, 40))
+            for pair, value in zip(some, engine.score(some).tolist(), strict=True):
+                assert value == pytest.approx(wanted[pair], rel=0, abs=2e-6), pair
 
-    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(24)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert wrong == []
+    with ThreadPoolExecutor(24) as threads:
+        list(threads.map(work, range(24)))
 
 
 class Mine(Engine):

@@ -8,7 +8,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -356,7 +356,6 @@ def test_many_threads_get_their_own_numbers(engine: Engine, joiner: Joiner) -> N
     draw = random.Random(0)
     pool = [tuple(" ".join(draw.choices(words, k=draw.randint(0, 40))) for _ in "ab") for _ in range(60)]
     expected = dict(zip(pool, engine.predict(pool, output="logit"), strict=True))
-    wrong: list[Any] = []
 
     def ask(seed: int) -> None:
         draw = random.Random(seed)
@@ -367,16 +366,10 @@ def test_many_threads_get_their_own_numbers(engine: Engine, joiner: Joiner) -> N
                 future.cancel()
                 continue
             found = future.result(SECONDS).logits
-            if not np.allclose(found, [expected[pair] for pair in pairs], rtol=0, atol=2e-5):
-                wrong.append(pairs)
+            np.testing.assert_allclose(found, [expected[pair] for pair in pairs], rtol=0, atol=2e-5)
 
-    threads = [threading.Thread(target=ask, args=(seed,)) for seed in range(12)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(SECONDS)
-    assert not any(thread.is_alive() for thread in threads)
-    assert not wrong
+    with ThreadPoolExecutor(12) as threads:
+        list(threads.map(ask, range(12)))
     joiner.ask([(A, B)]).result(SECONDS)
     until(lambda: joiner.waiting == 0)
 

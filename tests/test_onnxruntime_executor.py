@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -225,23 +226,10 @@ def test_batches_that_nobody_wants_any_more_are_not_begun(executor, monkeypatch)
 def test_callers_share_the_threads(executor):
     batches = _batches(2 * MANY)
     wanted = _one_by_one(executor, batches)
-    wrong: list[object] = []
-
-    def work() -> None:
-        try:
-            found = list(executor.run(batches))
-            wrong.extend(
-                n for n, (a, b) in enumerate(zip(found, wanted, strict=True)) if np.abs(a - b).max() > 2e-6
-            )
-        except Exception as error:
-            wrong.append(error)
-
-    callers = [threading.Thread(target=work) for _ in range(4)]
-    for caller in callers:
-        caller.start()
-    for caller in callers:
-        caller.join()
-    assert wrong == []
+    with ThreadPoolExecutor(4) as callers:
+        for found in callers.map(lambda _: list(executor.run(batches)), range(4)):
+            for a, b in zip(found, wanted, strict=True):
+                np.testing.assert_allclose(a, b, rtol=0, atol=2e-6)
     assert sum(thread.name.startswith("segue_") for thread in threading.enumerate()) == THREADS
 
 
