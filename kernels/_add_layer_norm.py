@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from segue.kernels.dependent import begin
-from segue.kernels.door import check, check_columns, check_live, check_out, check_vector
+from segue.kernels.door import check, check_columns, check_live, check_out
 from segue.kernels.launching import Cost, launch, target, unit
 from segue.kernels.normalize import chunk_of, normalize, rows_of
 
@@ -65,8 +65,8 @@ def add_layer_norm(
     check_columns("x", x)
     rows, hidden = x.shape
     check("residual", residual, (rows, hidden), like=x)
-    check_vector("weight", weight, hidden, like=x)
-    check_vector("bias", bias, hidden, like=x)
+    check("weight", weight, (hidden,), like=x)
+    check("bias", bias, (hidden,), like=x)
     check_live(live, like=x)
     out = check_out(out, (rows, hidden), like=x, live=live)
     block, warps = rows_of(target(x.device), hidden, rows)

@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from segue.kernels.dependent import begin
-from segue.kernels.door import check, check_columns, check_ids, check_live, check_out, check_vector
+from segue.kernels.door import check, check_columns, check_ids, check_live, check_out
 from segue.kernels.launching import Cost, launch, target, unit
 from segue.kernels.normalize import chunk_of, normalize, rows_of
 
@@ -83,8 +83,8 @@ def embed(
     check_ids("position_ids", position_ids, tokens, like=word)
     check("token_type", token_type, (None, hidden), like=word)
     check("position", position, (None, hidden), like=word)
-    check_vector("weight", weight, hidden, like=word)
-    check_vector("bias", bias, hidden, like=word)
+    check("weight", weight, (hidden,), like=word)
+    check("bias", bias, (hidden,), like=word)
     check_live(live, like=word)
     out = check_out(out, (tokens, hidden), like=word, live=live)
     rows, warps = rows_of(target(word.device), hidden, tokens)

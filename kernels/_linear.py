@@ -23,7 +23,7 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from segue.kernels.dependent import can_prefetch
-from segue.kernels.door import check, check_live, check_out, check_vector
+from segue.kernels.door import check, check_live, check_out
 from segue.kernels.launching import Cost, launch, processors, target, unit
 from segue.kernels.products import linear_kernel, tensor_linear_kernel
 
@@ -119,7 +119,7 @@ def _multiply(
     rows, depth = x.shape
     check("weight", weight, (None, depth), like=x)
     columns = len(weight)
-    check_vector("bias", bias, columns, like=x)
+    check("bias", bias, (columns,), like=x)
     if residual is not None:
         check("residual", residual, (rows, columns), like=x)
     check_live(live, like=x)

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from segue.kernels.arithmetic import multiply, tanh
 from segue.kernels.dependent import begin, can_prefetch, prefetch_rows
-from segue.kernels.door import check, check_out, check_vector
+from segue.kernels.door import check, check_out
 from segue.kernels.launching import Cost, launch, target, unit
 from segue.kernels.normalize import chunk_of
 
@@ -114,10 +114,10 @@ def pool_classify(
     check("cls", cls, (None, None))
     rows, hidden = cls.shape
     check("pooler_weight", pooler_weight, (hidden, hidden), like=cls)
-    check_vector("pooler_bias", pooler_bias, hidden, like=cls)
+    check("pooler_bias", pooler_bias, (hidden,), like=cls)
     check("classifier_weight", classifier_weight, (None, hidden), like=cls)
     labels = len(classifier_weight)
-    check_vector("classifier_bias", classifier_bias, labels, like=cls)
+    check("classifier_bias", classifier_bias, (labels,), like=cls)
     pooled = check_out(pooled, (rows, hidden), like=cls, name="pooled", dtype=torch.float32)
     out = check_out(out, (rows, labels), like=cls, wide=True)
     device = target(cls.device)

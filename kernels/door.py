@@ -10,7 +10,6 @@ __all__ = [
     "check_live",
     "check_out",
     "check_reach",
-    "check_vector",
 ]
 
 from itertools import pairwise
@@ -58,11 +57,6 @@ def check_reach(name: str, x: Tensor, rows: int) -> None:
     """Raise ValueError if so many rows span more elements than kernels can count in 32 bits."""
     if rows * x.stride(0) >= 2**31:
         raise ValueError(f"{name}: {rows} rows of stride {x.stride(0)} reach over 2^31 elements")
-
-
-def check_vector(name: str, x: Tensor, size: int, *, like: Tensor) -> None:
-    """As `check`, for a weight or bias of `size` elements."""
-    check(name, x, (size,), like=like)
 
 
 def check_live(live: Tensor | None, *, like: Tensor) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from segue.kernels import cls_attention, packed_attention
-from segue.kernels.door import check, check_bounds, check_ids, check_out, check_reach, check_vector
+from segue.kernels.door import check, check_bounds, check_ids, check_out, check_reach
 
 X = torch.zeros(4, 8)
 
@@ -44,13 +44,13 @@ def test_a_matrix_that_is_none(x: Tensor, message: str) -> None:
 
 
 def test_what_follows_is_like_the_first() -> None:
-    check_vector("bias", torch.zeros(8), 8, like=X)
+    check("bias", torch.zeros(8), (8,), like=X)
     with pytest.raises(ValueError, match=r"^bias: expected float32 as the first tensor, got float16"):
-        check_vector("bias", torch.zeros(8).half(), 8, like=X)
+        check("bias", torch.zeros(8).half(), (8,), like=X)
     with pytest.raises(ValueError, match=r"^bias: expected it on cpu as the first tensor, got meta"):
-        check_vector("bias", torch.zeros(8, device="meta"), 8, like=X)
+        check("bias", torch.zeros(8, device="meta"), (8,), like=X)
     with pytest.raises(ValueError, match=r"^bias: expected shape \[8\], got \[1, 8\]"):
-        check_vector("bias", torch.zeros(1, 8), 8, like=X)
+        check("bias", torch.zeros(1, 8), (8,), like=X)
 
 
 def test_a_gradient_matters_only_where_one_is_kept() -> None:
