@@ -24,7 +24,7 @@ from torch import Tensor
 from segue.kernels.arithmetic import multiply, tanh
 from segue.kernels.dependent import begin, can_prefetch, prefetch_rows
 from segue.kernels.door import check, check_out
-from segue.kernels.launching import Cost, launch, target, unit
+from segue.kernels.launching import Cost, launch, unit
 from segue.kernels.normalize import chunk_of
 
 
@@ -36,11 +36,10 @@ class _Tile(NamedTuple):
     stages: int
 
 
-_ANY = ("sm_80", "sm_90", "sm_100", "gfx942")
 _TABLE = (
-    # targets, bytes of an element: rows, columns and depth of a tile of pooled rows, warps, stages
-    (_ANY, 2, _Tile(16, 32, 128, 4, 3)),
-    (_ANY, 4, _Tile(16, 32, 32, 4, 2)),
+    # bytes of an element: rows, columns and depth of a tile of pooled rows, warps, stages
+    (2, _Tile(16, 32, 128, 4, 3)),
+    (4, _Tile(16, 32, 32, 4, 2)),
 )
 _ROWS = 4  # per program and warp that classifies
 
@@ -120,8 +119,7 @@ def pool_classify(
     check("classifier_bias", classifier_bias, (labels,), like=cls)
     pooled = check_out(pooled, (rows, hidden), like=cls, name="pooled", dtype=torch.float32)
     out = check_out(out, (rows, labels), like=cls, wide=True)
-    device = target(cls.device)
-    tile = next(tile for devices, size, tile in _TABLE if device in devices and size == cls.dtype.itemsize)
+    tile = next(tile for size, tile in _TABLE if size == cls.dtype.itemsize)
     step = unit(cls.stride(0), pooler_weight.stride(0), pooled.stride(0))
     launch(
         _pool_kernel, (triton.cdiv(rows, tile.rows), triton.cdiv(hidden, tile.columns)),
