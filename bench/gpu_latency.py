@@ -32,7 +32,7 @@ def latency(run: Run, work: Work, found: dict[str, Any]) -> None:
         for label, side in sides_of(run, work, model)[0].items():
             run.check_time()
             executor = work.executor(model, *side)
-            batches = [batch_of([length], 30_000, seed) for seed in range(_count(work))]
+            batches = [batch_of([length], seed) for seed in range(_count(work))]
             seconds = _each(lambda batch, e=executor: list(e.run([batch])), batches, work)
             rows.append({"model": model, "side": label, "tokens": length, "from": "ids", **seconds})
     for model, engine in _engines(run, work):

@@ -52,7 +52,7 @@ def throughput(run: Run, work: Work, found: dict[str, Any]) -> None:
     for model in work.names:
         sides, others = sides_of(run, work, model)
         for workload, lengths in list(work.workloads.items())[-1 if work.smoke else 0 :]:
-            whole, seen = batch_of(lengths, 30_000), {}
+            whole, seen = batch_of(lengths), {}
             for tokens in work.budgets:
                 run.check_time()
                 row = {"model": model, "workload": workload, "pairs": len(lengths), "tokens": tokens}
@@ -80,7 +80,7 @@ def profile(run: Run, work: Work, found: dict[str, Any]) -> None:
     workload, lengths = next(iter(work.workloads.items()))
     for model in work.names:
         found[model] = {"workload": workload, "tokens": work.budgets[1]}
-        _, batches = batches_of(batch_of(lengths, 30_000), work.budgets[1])
+        _, batches = batches_of(batch_of(lengths), work.budgets[1])
         for label, side in sides_of(run, work, model)[0].items():
             run.check_time()
             executor = work.executor(model, *side)

@@ -143,12 +143,12 @@ def write_bundle(graph: Path, dimensions: Dimensions, folder: Path) -> torch.nn.
     return module
 
 
-def batch_of(lengths: list[int], vocabulary: int, seed: int = 0) -> PackedBatch:
+def batch_of(lengths: list[int], seed: int = 0) -> PackedBatch:
     """Pairs of so many random words each; which words depends on a pair's place in the list."""
     draw = np.random.default_rng(seed)
     sizes = np.array(lengths)
     bounds = np.cumsum([0, *sizes])
-    ids = draw.integers(1000, vocabulary, bounds[-1])
+    ids = draw.integers(1000, 30_000, bounds[-1])
     positions = np.arange(bounds[-1]) - np.repeat(bounds[:-1], sizes)
     types = (positions > np.repeat(sizes // 2, sizes)).astype(np.int64)
     ids[bounds[:-1]], ids[bounds[1:] - 1] = 101, 102

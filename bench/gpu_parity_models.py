@@ -41,7 +41,7 @@ def check_models(run: Run, work: Work, found: dict[str, Any]) -> None:
         run.check_time()
         model = work.model(name)
         plan = read_plan(model.bundle / MODEL)
-        batch = batch_of([min(n, model.longest) for n in lengths], 30_000)
+        batch = batch_of([min(n, model.longest) for n in lengths])
         entry = found[name] = {"executors": {}}
         entry["from PyTorch in float64"] = distance = _distance(plan, model, batch, work.device)
         for precision, invariants in _executors(work):
@@ -91,7 +91,7 @@ def _bits(
 ) -> dict[str, Any]:
     """How pairs come out alone and together: in two orders, and in threads that share an executor."""
     lengths = [min(n, longest) for n in lengths]
-    singles = [batch_of([n], 30_000, seed) for seed, n in enumerate(lengths)]
+    singles = [batch_of([n], seed) for seed, n in enumerate(lengths)]
     alone = _run(work, name, precision, invariant, *singles)
     same, differ = True, 0.0
     for order in (np.arange(len(singles)), np.random.default_rng(0).permutation(len(singles))):

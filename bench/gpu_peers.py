@@ -43,7 +43,7 @@ def compare_peers(run: Run, work: Work, found: dict[str, Any], *, autotune: bool
     for workload, lengths in workloads[: 1 if work.smoke else None]:
         for model, half in halves.items():
             run.check_time()
-            whole = batch_of(lengths, 30_000)
+            whole = batch_of(lengths)
             row = {"model": model, "workload": workload, "pairs": len(lengths), "sides": {}}
             found["rows"].append(row)
             yardstick = _yardstick(half, whole, _checked(work), work.device)
@@ -106,7 +106,7 @@ def _one_pair(work: Work, model: str, half: Any, rows: list[dict[str, Any]]) -> 
     """Seconds of one pair of 128 tokens, by transformers."""
     taken = []
     for seed in range(2 if work.smoke else 120):
-        batches = padded(batch_of([8 if work.smoke else 128], 30_000, seed), 1, pinned=not work.smoke)
+        batches = padded(batch_of([8 if work.smoke else 128], seed), 1, pinned=not work.smoke)
         started = time.perf_counter()
         score_padded(half, batches, work.device)
         taken.append(time.perf_counter() - started)
@@ -117,7 +117,7 @@ def _compiled(run: Run, work: Work, found: dict[str, Any], autotune: bool) -> No
     """`torch.compile` of transformers' module, on the workload whose batches are all alike, in turn with the
     best of segue and of the module as it was."""
     workload, lengths = next(iter(work.workloads.items()))
-    whole = batch_of(lengths, 30_000)
+    whole = batch_of(lengths)
     for mode in ("default", "reduce-overhead", *(["max-autotune"] if autotune else [])):
         for model in reversed(work.names):  # the small one first
             if run.left < _COMPILING:

@@ -66,13 +66,12 @@ class Instances:
         *,
         max_tokens: int = 128,
         masking: Masking = _BERT,
-        short: float = 0.1,
         seed: int = 0,
     ) -> None:
         """Raises `InputError` if the store has another tokenizer or an option is out of range."""
         store.check_tokenizer(tokenizer)
         self.store, self.words, self.masking = store, Words(tokenizer), masking
-        self.options: dict[str, Any] = {"max_tokens": max_tokens, "short": short, "seed": seed}
+        self.options: dict[str, Any] = {"max_tokens": max_tokens, "seed": seed}
         self.cls, self.sep, _ = tokenizer.encode("", "").ids
         self.set_epoch(0)
 

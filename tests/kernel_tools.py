@@ -33,6 +33,7 @@ _POISON = {
 }
 # Rows of it before and after: more than a program has, so that one that ignores its bounds hits nothing else.
 _ROWS, _ELEMENTS = 256, 4096
+_GAP = 8  # elements between two rows
 
 
 def assert_as_exact(found: Tensor, eager: Tensor, exact: Tensor) -> None:
@@ -87,13 +88,13 @@ class Fence:
         self.tensors: list[Tensor] = []
         self._fenced: list[_Fenced] = []
 
-    def put(self, x: Tensor, *, gap: int = 8) -> Tensor:
-        """A copy of x, `gap` elements between its rows; a vector is contiguous."""
-        return self._make(tuple(x.shape), x.dtype, gap, x)
+    def put(self, x: Tensor) -> Tensor:
+        """A copy of x, with gaps between its rows; a vector is contiguous."""
+        return self._make(tuple(x.shape), x.dtype, x)
 
-    def out(self, shape: tuple[int, ...], dtype: torch.dtype, *, gap: int = 8) -> Tensor:
+    def out(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """A result that is poison until it is written."""
-        return self._make(shape, dtype, gap, None)
+        return self._make(shape, dtype, None)
 
     def check(self) -> None:
         """Raise AssertionError unless all of every `out` was written, and nothing else."""
@@ -105,10 +106,10 @@ class Fence:
             stray = changed - fenced.inside.numel() if fenced.out else changed
             assert not stray, f"{name}: {stray} elements were written that are none of a result"
 
-    def _make(self, shape: tuple[int, ...], dtype: torch.dtype, gap: int, content: Tensor | None) -> Tensor:
+    def _make(self, shape: tuple[int, ...], dtype: torch.dtype, content: Tensor | None) -> Tensor:
         *rows, width = shape
         assert len(rows) < 2, "vectors and matrices only"
-        stride = (width + gap, 1) if rows else (1,)
+        stride = (width + _GAP, 1) if rows else (1,)
         margin = _ROWS * stride[0] if rows else _ELEMENTS
         kind, poison = _POISON[dtype]
         size = 2 * margin + (rows[0] * stride[0] if rows else width)

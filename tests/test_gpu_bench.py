@@ -389,7 +389,7 @@ def test_the_real_workloads_are_those_of_the_budget(bench: Any) -> None:
 
 
 def test_batches_hold_every_pair_once_as_it_was(bench: Any) -> None:
-    whole = bench.models.batch_of([5, 12, 3, 9], 30_000)
+    whole = bench.models.batch_of([5, 12, 3, 9])
     rows, batches = bench.models.batches_of(whole, 15)
     assert [some.tolist() for some in rows] == [[1], [3, 0], [2]]
     assert [batch.cu_seqlens.tolist() for batch in batches] == [[0, 12], [0, 9, 14], [0, 3]]
@@ -410,7 +410,7 @@ def test_the_packed_peer_does_not_wait_for_a_batch_to_arrive(
 ) -> None:
     packed, padded = (importlib.import_module(f"gpu_{name}_peer") for name in ("packed", "padded"))
     module = work.model("toy").module.eval()
-    whole = bench.models.batch_of([5, 12, 3, 9], 30_000)
+    whole = bench.models.batch_of([5, 12, 3, 9])
     peer = packed.PackedPeer(module, packed.attentions(True)["a loop of SDPA"])
     ready = packed.packed(*bench.models.batches_of(whole, 15), pinned=False)
     classic = padded.padded(whole, 2, pinned=False)

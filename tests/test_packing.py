@@ -22,8 +22,8 @@ def make_store(*documents: list[int]) -> SimpleNamespace:
     return SimpleNamespace(ids=ids, sentences=sentences.astype(np.int64), documents=bounds.astype(np.int64))
 
 
-def make_mixed(documents: int = 40, seed: int = 0) -> SimpleNamespace:
-    draw = np.random.default_rng(seed)
+def make_mixed(documents: int = 40) -> SimpleNamespace:
+    draw = np.random.default_rng(0)
     return make_store(*(draw.integers(1, 40, draw.integers(1, 60)).tolist() for _ in range(documents)))
 
 

@@ -173,8 +173,8 @@ def test_workers_see_what_one_process_sees(store, tokenizer):
 
 def test_options_reach_their_places(store, tokenizer):
     masking = Masking(share=0.5, whole_words=True)
-    instances = Instances(store, tokenizer, max_tokens=32, short=1.0, masking=masking)
-    assert np.array_equal(instances.packed, pack_epoch(store, max_tokens=32, short=1.0))
+    instances = Instances(store, tokenizer, max_tokens=32, masking=masking)
+    assert np.array_equal(instances.packed, pack_epoch(store, max_tokens=32))
     assert max(len(item["input_ids"]) for item in instances) == 32
     masked = np.concatenate([item["labels"] != IGNORED for item in instances]).mean()
     assert 0.4 < masked < 0.5
