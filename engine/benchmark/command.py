@@ -137,13 +137,13 @@ def _workload(
     options: Options, engine: Engine, words: list[str], given: list[Pair] | None, path: str | None
 ) -> Workload:
     encoder = engine._encoder
-    if given is None and encoder.max_tokens < SHORTEST:
-        raise InputError(
-            f"model: made-up pairs have {SHORTEST} tokens or more, and its limit is {encoder.max_tokens}"
-        )
     if given is not None:
         first = f"the first of {path}" if len(given) == options.count else str(path)
         return workload(given, encoder, source=first)
+    if encoder.max_tokens < SHORTEST:
+        raise InputError(
+            f"model: made-up pairs have {SHORTEST} tokens or more, and its limit is {encoder.max_tokens}"
+        )
     lengths = drawn_lengths(options.count, encoder.max_tokens, options.seed)
     pairs = synthetic_pairs(words, lengths, encoder, seed=(options.seed,))
     return workload(pairs, encoder, source=f"the vocabulary's words, seed {options.seed}")
@@ -205,12 +205,10 @@ def _header(
 
 def _shown(names: Sequence[str]) -> Iterator[str]:
     """Yield the names while a bar on stderr, where that is a terminal, counts them."""
-    if not sys.stderr.isatty():
-        yield from names
-        return
     from tqdm import tqdm
 
-    with tqdm(names, unit="scenario", leave=False, file=sys.stderr) as bar:
+    # None disables it where stderr is no terminal.
+    with tqdm(names, unit="scenario", leave=False, file=sys.stderr, disable=None) as bar:
         for name in bar:
             bar.set_description(name)
             yield name
