@@ -33,6 +33,8 @@ QUERY = "the man went to the store"
 TEXTS = ["penguins are flightless birds", "he bought a gallon of milk", ""]
 PAIRS = [(QUERY, text) for text in TEXTS]
 LONG = "a river ran past the old mill " * 100
+A_B = {"queries": "a", "documents": "b"}
+RANKED = {"query": "a", "documents": ["b"]}
 
 Reply = tuple[int, dict[str, str], Any]
 
@@ -283,221 +285,123 @@ def test_equal_scores_keep_the_order_of_the_documents(client: Client) -> None:
     assert [one["index"] for one in client("/rerank", {"query": QUERY, "texts": texts})[2]] == list(range(5))
 
 
+INVALID = (
+    ("/score", b"", "the body is not JSON: Expecting value: line 1 column 1 (char 0)"),
+    ("/score", b"\xff\xfe{", "the body is not JSON: "),
+    ("/score", b"[" * 50_000, "the body is not JSON: "),
+    ("/score", b"[1]", "the body: expected an object, got an array"),
+    ("/score", {"documents": "b"}, "queries: missing"),
+    ("/score", {"queries": "a"}, "documents: missing"),
+    ("/score", {"queries": "a", "text_1": "a"}, "queries and text_1: give one of them"),
+    ("/score", {"queries": 3, "documents": "b"}, "queries: expected an array of strings, got a number"),
+    ("/score", {"queries": ["a"] * 3, "documents": ["b", "c"]}, "queries: 3 of them and 2 documents; "),
+    ("/score", {"queries": "a", "documents": ["b", None]}, "documents[1]: expected a string, got null"),
+    ("/score", A_B | {"truncate": 1}, "truncate: no such field; there are "),
+    ("/score", A_B | {"output": "score"}, "output: expected one of prob"),
+    ("/score", A_B | {"truncation": []}, "truncation: expected one of long"),
+    ("/score", A_B | {"max_tokens": 2}, "max_tokens: expected 3 to 512, got 2"),
+    ("/score", A_B | {"max_tokens": 10**30}, "max_tokens: expected 3 to 512"),
+    ("/score", A_B | {"max_tokens": 3.5}, "max_tokens: expected a whole num"),
+    ("/score", A_B | {"max_tokens": True}, "max_tokens: expected a whole num"),
+    (
+        "/score",
+        {"queries": "a", "documents": ["b", LONG], "truncation": "error"},
+        "documents[1]: 1004 tokens, more than 512, and truncation='error'",
+    ),
+    (
+        "/score",
+        b'{"queries": "a", "documents": ["b", "x\\ud800"]}',
+        "documents[1]: a lone surrogate, '\\ud800', at character 1",
+    ),
+    (
+        "/score",
+        {"queries": "a", "documents": LONG, "truncation": "error"},
+        "documents: 1004 tokens, more than 512",
+    ),
+    ("/predict", {"inputs": ["a", LONG], "truncate": False}, "inputs: 1004 tokens, more than 512"),
+    ("/predict", {"inputs": [["a", LONG]], "truncate": False}, "inputs[0]: 1004 tokens, more than"),
+    ("/score", b'{"queries": "a", "documents": "b", "\\ud800": 1}', "'\\ud800': no such field; there"),
+    ("/score", A_B | {"x" * 9999: 1}, f"'{'x' * 40}': no such field; th"),
+    ("/predict", {"inputs": "a"}, 'inputs: expected ["A", "B"] or an array of such pairs'),
+    ("/predict", {"inputs": ["a", "b"], "parameters": {"top_k": 1}}, "parameters: there are none"),
+    ("/predict", {"inputs": ["a"]}, 'inputs: expected a pair, ["A", "B"]'),
+    ("/predict", {"inputs": ["a", 3]}, "inputs[1]: expected a string, got a number"),
+    ("/predict", {"inputs": [["a", "b"], "c"]}, 'inputs[1]: expected a pair, ["A", "B"]'),
+    ("/predict", {"inputs": [["a", "b"], ["c", False]]}, "inputs[1][1]: expected a string, got a boolean"),
+    ("/rerank", {"texts": ["b"]}, "query: missing"),
+    ("/rerank", {"query": "a", "texts": "b"}, "texts: expected an array of strings, got a string"),
+    ("/rerank", {"query": "a", "texts": ["b"], "return_text": 1}, "return_text: expected a boolean, got a n"),
+    ("/rerank", {"query": "a", "texts": ["b", LONG], "truncate": False}, "texts[1]: 1004 tokens"),
+    (
+        "/rerank",
+        {"query": "a", "texts": ["b"], "truncation_direction": "left"},
+        "truncation_direction: expected one of right, Right, got 'left'",
+    ),
+    ("/v1/rerank", RANKED | {"top_n": -1}, "top_n: expected a whole number from 0, got -1"),
+    ("/v2/rerank", {"query": "a", "documents": ["b", {"title": "c"}]}, "documents[1]: expected a string"),
+    ("/v2/rerank", {"query": "a", "documents": {"b": "c"}}, "documents: expected an array of strings"),
+    (
+        "/v2/rerank",
+        RANKED | {"max_tokens_per_doc": 100},
+        "max_tokens_per_doc: 100 is below the model's limit, 512",
+    ),
+    (
+        "/v1/rerank",
+        {"query": "a", "documents": [{"title": "b"}], "rank_fields": ["title"]},
+        "documents[0]: expected a string, got an object",
+    ),
+    ("/v1/rerank", {"query": "a", "documents": [], "rank_fields": ["title"]}, "rank_fields: only "),
+    (
+        "/rerank",
+        RANKED | {"truncate_prompt_tokens": -2},
+        "truncate_prompt_tokens: expected a whole number from -1, got -2",
+    ),
+    (
+        "/v2/rerank",
+        RANKED | {"truncate_prompt_tokens": 0},
+        "truncate_prompt_tokens: expected -1 or a whole number from 3, got 0",
+    ),
+    (
+        "/v2/rerank",
+        RANKED | {"truncate_prompt_tokens": 2},
+        "truncate_prompt_tokens: expected -1 or a whole number from 3, got 2",
+    ),
+    (
+        "/score",
+        A_B | {"truncate_prompt_tokens": 513},
+        "truncate_prompt_tokens: 513 is above the model's limit, 512",
+    ),
+    (
+        "/v2/rerank",
+        RANKED | {"truncate_prompt_tokens": 10, "max_tokens": 20},
+        "max_tokens and truncate_prompt_tokens: they contradict each other",
+    ),
+    (
+        "/score",
+        A_B | {"output": "probability", "raw_scores": True},
+        "output and raw_scores: they contradict each other",
+    ),
+    (
+        "/score",
+        A_B | {"output": "logit", "use_activation": True},
+        "output and use_activation: they contradict each other",
+    ),
+    ("/rerank", RANKED | {"texts": ["b"]}, "texts: no such field; there are "),
+)
+
+
 @pytest.mark.parametrize(
-    ("path", "body", "status", "message"),
+    ("status", "path", "body", "message"),
     [
-        ("/score", b"", 422, "the body is not JSON: Expecting value: line 1 column 1 (char 0)"),
-        ("/score", b"\xff\xfe{", 422, "the body is not JSON: "),
-        ("/score", b"[" * 50_000, 422, "the body is not JSON: "),
-        ("/score", b"[1]", 422, "the body: expected an object, got an array"),
-        ("/score", {"documents": "b"}, 422, "queries: missing"),
-        ("/score", {"queries": "a"}, 422, "documents: missing"),
-        ("/score", {"queries": "a", "text_1": "a"}, 422, "queries and text_1: give one of them"),
-        (
-            "/score",
-            {"queries": 3, "documents": "b"},
-            422,
-            "queries: expected an array of strings, got a number",
-        ),
-        (
-            "/score",
-            {"queries": ["a"] * 3, "documents": ["b", "c"]},
-            422,
-            "queries: 3 of them and 2 documents; ",
-        ),
-        (
-            "/score",
-            {"queries": "a", "documents": ["b", None]},
-            422,
-            "documents[1]: expected a string, got null",
-        ),
-        (
-            "/score",
-            {"queries": "a", "documents": "b", "truncate": 1},
-            422,
-            "truncate: no such field; there are ",
-        ),
-        (
-            "/score",
-            {"queries": "a", "documents": "b", "output": "score"},
-            422,
-            "output: expected one of prob",
-        ),
-        (
-            "/score",
-            {"queries": "a", "documents": "b", "truncation": []},
-            422,
-            "truncation: expected one of long",
-        ),
-        (
-            "/score",
-            {"queries": "a", "documents": "b", "max_tokens": 2},
-            422,
-            "max_tokens: expected 3 to 512, got 2",
-        ),
-        (
-            "/score",
-            {"queries": "a", "documents": "b", "max_tokens": 10**30},
-            422,
-            "max_tokens: expected 3 to 512",
-        ),
-        (
-            "/score",
-            {"queries": "a", "documents": "b", "max_tokens": 3.5},
-            422,
-            "max_tokens: expected a whole num",
-        ),
-        (
-            "/score",
-            {"queries": "a", "documents": "b", "max_tokens": True},
-            422,
-            "max_tokens: expected a whole num",
-        ),
-        (
-            "/score",
-            {"queries": "a", "documents": ["b", LONG], "truncation": "error"},
-            422,
-            "documents[1]: 1004 tokens, more than 512, and truncation='error'",
-        ),
-        (
-            "/score",
-            b'{"queries": "a", "documents": ["b", "x\\ud800"]}',
-            422,
-            "documents[1]: a lone surrogate, '\\ud800', at character 1",
-        ),
-        ("/score", {"queries": "a", "documents": ["b"] * 51}, 413, "documents: 51 pairs, more than 50"),
-        ("/score", {"queries": "a", "documents": "b" * 100_000}, 413, "the body: more than 100000 bytes"),
-        (
-            "/score",
-            {"queries": "a", "documents": LONG, "truncation": "error"},
-            422,
-            "documents: 1004 tokens, more than 512",
-        ),
-        ("/predict", {"inputs": ["a", LONG], "truncate": False}, 422, "inputs: 1004 tokens, more than 512"),
-        ("/predict", {"inputs": [["a", LONG]], "truncate": False}, 422, "inputs[0]: 1004 tokens, more than"),
-        (
-            "/score",
-            b'{"queries": "a", "documents": "b", "\\ud800": 1}',
-            422,
-            "'\\ud800': no such field; there",
-        ),
-        (
-            "/score",
-            {"queries": "a", "documents": "b", "x" * 9999: 1},
-            422,
-            f"'{'x' * 40}': no such field; th",
-        ),
-        ("/predict", {"inputs": "a"}, 422, 'inputs: expected ["A", "B"] or an array of such pairs'),
-        ("/predict", {"inputs": ["a", "b"], "parameters": {"top_k": 1}}, 422, "parameters: there are none"),
-        ("/predict", {"inputs": ["a"]}, 422, 'inputs: expected a pair, ["A", "B"]'),
-        ("/predict", {"inputs": ["a", 3]}, 422, "inputs[1]: expected a string, got a number"),
-        ("/predict", {"inputs": [["a", "b"], "c"]}, 422, 'inputs[1]: expected a pair, ["A", "B"]'),
-        (
-            "/predict",
-            {"inputs": [["a", "b"], ["c", False]]},
-            422,
-            "inputs[1][1]: expected a string, got a boolean",
-        ),
-        ("/rerank", {"texts": ["b"]}, 422, "query: missing"),
-        ("/rerank", {"query": "a", "texts": "b"}, 422, "texts: expected an array of strings, got a string"),
-        (
-            "/rerank",
-            {"query": "a", "texts": ["b"], "return_text": 1},
-            422,
-            "return_text: expected a boolean, got a n",
-        ),
-        ("/rerank", {"query": "a", "texts": ["b", LONG], "truncate": False}, 422, "texts[1]: 1004 tokens"),
-        (
-            "/rerank",
-            {"query": "a", "texts": ["b"], "truncation_direction": "left"},
-            422,
-            "truncation_direction: expected one of right, Right, got 'left'",
-        ),
-        (
-            "/v1/rerank",
-            {"query": "a", "documents": ["b"], "top_n": -1},
-            422,
-            "top_n: expected a whole number from 0, got -1",
-        ),
-        (
-            "/v2/rerank",
-            {"query": "a", "documents": ["b", {"title": "c"}]},
-            422,
-            "documents[1]: expected a string",
-        ),
-        (
-            "/v2/rerank",
-            {"query": "a", "documents": {"b": "c"}},
-            422,
-            "documents: expected an array of strings",
-        ),
-        (
-            "/v2/rerank",
-            {"query": "a", "documents": ["b"], "max_tokens_per_doc": 100},
-            422,
-            "max_tokens_per_doc: 100 is below the model's limit, 512",
-        ),
-        (
-            "/v1/rerank",
-            {"query": "a", "documents": [{"title": "b"}], "rank_fields": ["title"]},
-            422,
-            "documents[0]: expected a string, got an object",
-        ),
-        ("/v1/rerank", {"query": "a", "documents": [], "rank_fields": ["title"]}, 422, "rank_fields: only "),
-        (
-            "/rerank",
-            {"query": "a", "documents": ["b"], "truncate_prompt_tokens": -2},
-            422,
-            "truncate_prompt_tokens: expected a whole number from -1, got -2",
-        ),
-        (
-            "/v2/rerank",
-            {"query": "a", "documents": ["b"], "truncate_prompt_tokens": 0},
-            422,
-            "truncate_prompt_tokens: expected -1 or a whole number from 3, got 0",
-        ),
-        (
-            "/v2/rerank",
-            {"query": "a", "documents": ["b"], "truncate_prompt_tokens": 2},
-            422,
-            "truncate_prompt_tokens: expected -1 or a whole number from 3, got 2",
-        ),
-        (
-            "/score",
-            {"queries": "a", "documents": "b", "truncate_prompt_tokens": 513},
-            422,
-            "truncate_prompt_tokens: 513 is above the model's limit, 512",
-        ),
-        (
-            "/v2/rerank",
-            {"query": "a", "documents": ["b"], "truncate_prompt_tokens": 10, "max_tokens": 20},
-            422,
-            "max_tokens and truncate_prompt_tokens: they contradict each other",
-        ),
-        (
-            "/score",
-            {"queries": "a", "documents": "b", "output": "probability", "raw_scores": True},
-            422,
-            "output and raw_scores: they contradict each other",
-        ),
-        (
-            "/score",
-            {"queries": "a", "documents": "b", "output": "logit", "use_activation": True},
-            422,
-            "output and use_activation: they contradict each other",
-        ),
-        (
-            "/rerank",
-            {"query": "a", "texts": ["b"], "documents": ["b"]},
-            422,
-            "texts: no such field; there are ",
-        ),
-        ("/rank", {}, 404, "no such path: /rank; there are POST /score, POST /v1/score, POST /predict, "),
-        ("*", {}, 404, "no such path: *; there are POST /score, "),
-        ("/health", {}, 405, "Method Not Allowed"),
+        *((422, *request) for request in INVALID),
+        (413, "/score", {"queries": "a", "documents": ["b"] * 51}, "documents: 51 pairs, more than 50"),
+        (413, "/score", {"queries": "a", "documents": "b" * 100_000}, "the body: more than 100000 bytes"),
+        (404, "/rank", {}, "no such path: /rank; there are POST /score, POST /v1/score, POST /predict, "),
+        (404, "*", {}, "no such path: *; there are POST /score, "),
+        (405, "/health", {}, "Method Not Allowed"),
     ],
 )
-def test_what_is_refused(client: Client, path: str, body: Any, status: int, message: str) -> None:
+def test_what_is_refused(client: Client, status: int, path: str, body: Any, message: str) -> None:
     found, _, answer = client(path, body)
     assert found == status
     assert answer["error"].startswith(message)
@@ -540,9 +444,9 @@ def test_a_model_without_a_positive_label(make_bundle: Callable[..., Path]) -> N
         labels = client("/predict", {"inputs": PAIRS})[2]
         assert [{one["label"] for one in row} for row in labels] == [set(engine.labels)] * 3
         for path, body in (
-            ("/score", {"queries": "a", "documents": "b"}),
+            ("/score", A_B),
             ("/rerank", {"query": "a", "texts": []}),
-            ("/v2/rerank", {"query": "a", "documents": ["b"]}),
+            ("/v2/rerank", RANKED),
         ):
             status, _, answer = client(path, body)
             assert (status, "none is declared positive" in answer["error"]) == (422, True)
@@ -617,18 +521,18 @@ def waiting(client: Client) -> float:
 def test_who_comes_too_late_is_told_to_come_back(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     gate = Gate(engine, monkeypatch)
     with serving(create_app(engine, max_waiting=4)) as client:
-        first, _ = in_background(client, "/score", {"queries": "a", "documents": "b"})
+        first, _ = in_background(client, "/score", A_B)
         assert gate.reached.wait(SECONDS)
         second, replies = in_background(client, "/score", {"queries": "a", "documents": ["c"] * 4})
         until(lambda: waiting(client) == 4)
-        status, headers, answer = client("/score", {"queries": "a", "documents": "b"})
+        status, headers, answer = client("/score", A_B)
         assert (status, headers["retry-after"], answer["error_type"]) == (429, "1", "Overloaded")
         assert answer["error"] == "4 pairs are waiting, and 1 more would be over 4"
         gate.open.set()
         for thread in (first, second):
             thread.join(SECONDS)
         assert replies[0][0] == 200
-        assert client("/score", {"queries": "a", "documents": "b"})[0] == 200
+        assert client("/score", A_B)[0] == 200
 
 
 def test_for_a_client_that_has_gone_nothing_is_computed(
@@ -636,7 +540,7 @@ def test_for_a_client_that_has_gone_nothing_is_computed(
 ) -> None:
     gate = Gate(engine, monkeypatch)
     with serving(create_app(engine)) as client:
-        first, _ = in_background(client, "/score", {"queries": "a", "documents": "b"})
+        first, _ = in_background(client, "/score", A_B)
         assert gate.reached.wait(SECONDS)
         body = json.dumps({"queries": "a", "documents": ["c"] * 7}).encode()
         with socket.create_connection(("127.0.0.1", client.port)) as gone:
@@ -661,7 +565,7 @@ def test_health_tells_of_a_model_that_no_longer_computes(
         with monkeypatch.context() as patched:
             patched.setattr(engine, "_logits", fail)
             assert client("/health")[0] == 200  # as far as anybody knows
-            status, _, answer = client("/score", {"queries": "a", "documents": "b"})
+            status, _, answer = client("/score", A_B)
             assert (status, answer["error_type"]) == (500, "Backend")
             assert answer["error"] == "RuntimeError: the device is lost"
             status, _, answer = client("/health")
@@ -675,7 +579,7 @@ def test_health_is_not_asked_of_a_queue_that_is_full(engine: Engine, monkeypatch
     gate = Gate(engine, monkeypatch)
     app = create_app(engine, max_waiting=1)
     with serving(app) as client:
-        first, _ = in_background(client, "/score", {"queries": "a", "documents": "b"})
+        first, _ = in_background(client, "/score", A_B)
         assert gate.reached.wait(SECONDS)
         second, _ = in_background(client, "/score", {"queries": "a", "documents": "c"})
         until(lambda: waiting(client) == 1)
@@ -730,7 +634,7 @@ def test_an_engine_that_is_closed_is_no_fault_of_a_request(
         engine.close()
         status, _, answer = client("/health")
         assert (status, answer["error"]) == (503, "the model does not compute: this engine is closed")
-        status, _, answer = client("/score", {"queries": "a", "documents": "b"})
+        status, _, answer = client("/score", A_B)
         assert (status, answer["error"]) == (503, "this engine is closed")
         assert answer["error_type"] == "Unhealthy"
     assert not caplog.records
@@ -740,7 +644,7 @@ def test_an_application_can_end_and_begin_again(engine: Engine) -> None:
     app = create_app(engine)
     for _ in range(2):
         with serving(app) as client:
-            assert client("/score", {"queries": "a", "documents": "b"})[0] == 200
+            assert client("/score", A_B)[0] == 200
         with pytest.raises(Closed):
             app.state.service._joiner.ask([])
 
@@ -883,7 +787,7 @@ sys.exit(main(["serve", "--model", {str(bundle)!r}, "--port", "0", "--grace", "1
     process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, cwd="/")
     assert process.stderr is not None
     client = Client(int(process.stderr.readline().rpartition(":")[2]))
-    thread, replies = in_background(client, "/score", {"queries": "a", "documents": "b"})
+    thread, replies = in_background(client, "/score", A_B)
     until(lambda: "segue_turns_total 1.0" in client("/metrics")[2])
     process.terminate()
     _, err = process.communicate(timeout=SECONDS)
