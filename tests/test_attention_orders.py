@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 from itertools import product
-from typing import Any
 
+import attention_orders as orders
 import pytest
 import torch
-from bench_scripts import BENCH, load_script
 
 from segue.kernels import packed_attention
 
 
-@pytest.fixture(scope="module")
-def orders() -> Any:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(BENCH))
-        return load_script("attention_orders")
-
-
-def test_the_script_compares_all_orders_with_the_kernel_in_use(orders, capsys, monkeypatch):
+def test_the_script_compares_all_orders_with_the_kernel_in_use(capsys, monkeypatch):
     monkeypatch.setattr(orders, "_workloads", lambda tokens: {"some": [66, 40, 3]})
     orders.main(["--smoke"])
     rows = [row.strip("| ").split(" | ") for row in capsys.readouterr().out.splitlines()[2:]]
@@ -28,7 +20,7 @@ def test_the_script_compares_all_orders_with_the_kernel_in_use(orders, capsys, m
 
 
 @pytest.mark.parametrize(("heads", "lengths"), [(3, [5, 0, 25, 32]), (5, [70, 33, 4, 0])])
-def test_no_order_has_other_bits(orders, heads, lengths):
+def test_no_order_has_other_bits(heads, lengths):
     bounds = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0).int()
     qkv = torch.randn(sum(lengths), 3 * 32 * heads).half()
     expected = packed_attention(qkv, bounds, heads, longest=max(lengths))

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-from types import ModuleType
-
+import budget
 import pytest
-from bench_scripts import load_script
 
 
-@pytest.fixture(scope="module")
-def budget() -> ModuleType:
-    return load_script("budget")
-
-
-def test_the_committed_budget_is_what_the_plan_and_the_kernels_say(budget):
+def test_the_committed_budget_is_what_the_plan_and_the_kernels_say():
     """If a change is intended: `python bench/budget.py --write` and a line in the commit."""
     assert budget.report() == budget.RESULT.read_text(encoding="utf-8")
 
 
-def test_the_batches_are_those_that_are_named(budget):
+def test_the_batches_are_those_that_are_named():
     *_, (name, mixed) = budget.batches().items()
     assert len(mixed) == 270
     assert abs(sum(mixed) - 270 * 60) < 270 / 2
@@ -26,7 +19,7 @@ def test_the_batches_are_those_that_are_named(budget):
     assert 3 <= min(mixed) < max(mixed) <= 512
 
 
-def test_the_roofline_is_the_longer_time_launch_by_launch(budget):
+def test_the_roofline_is_the_longer_time_launch_by_launch():
     """Of a tiny model by hand: 1 token to a pair, E 16, F 32, 1 layer, everything bound by memory."""
     steps = budget.launches(budget.Dimensions(1, 16, 2, 32, 50, 8, 2))
     rows = budget.cost(steps, [1, 1, 1])

@@ -3,37 +3,28 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
+import budget
+import cpu
 import numpy as np
 import pytest
-from bench_scripts import BENCH, load_script
 
 from segue.bundle import Dimensions
 
 
-@pytest.fixture(scope="module")
-def cpu() -> Iterator[ModuleType]:
-    sys.path.insert(0, str(BENCH))  # the scripts import each other by name
-    yield load_script("cpu")
-    sys.path.remove(str(BENCH))
-
-
 @pytest.mark.parametrize("lengths", [[128], [3, 9, 512], [60] * 50])
-def test_useful_operations_are_those_of_the_plan(cpu, lengths):
+def test_useful_operations_are_those_of_the_plan(lengths):
     """What every kernel says that it computes, of which the products are nearly all."""
     dimensions = Dimensions(6, 384, 12, 1536, 30_522, 512, 2)
-    budget = load_script("budget")
     planned = budget.cost(budget.launches(dimensions), lengths)
     products = ("linear", "linear_gelu", "packed_attention", "cls_attention", "pool_classify")
     found = cpu.useful(dimensions, np.array(lengths))
     assert found == pytest.approx(sum(planned[op].operations for op in products), rel=0.01)
 
 
-def test_twice_the_pairs_are_twice_the_work_and_a_longer_one_is_more_than_its_tokens(cpu):
+def test_twice_the_pairs_are_twice_the_work_and_a_longer_one_is_more_than_its_tokens():
     dimensions = Dimensions(2, 64, 4, 128, 100, 512, 2)
     one, two, long = (cpu.useful(dimensions, np.array(n)) for n in ([100], [100, 100], [200]))
     assert two == 2 * one
@@ -41,9 +32,7 @@ def test_twice_the_pairs_are_twice_the_work_and_a_longer_one_is_more_than_its_to
     assert long - last > 2 * (one - last)
 
 
-def test_it_measures_all_ways_and_says_where_time_goes(
-    cpu, make_bundle: Callable[..., Path], tmp_path, capsys
-):
+def test_it_measures_all_ways_and_says_where_time_goes(make_bundle: Callable[..., Path], tmp_path, capsys):
     out = tmp_path / "cpu.json"
     cpu.main(["--bundle", str(make_bundle()), "--pairs", "12", "--rounds", "2", "--json", str(out)])
     found = json.loads(out.read_text())

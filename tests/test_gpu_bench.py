@@ -15,6 +15,20 @@ from textwrap import dedent
 from types import SimpleNamespace
 from typing import Any
 
+import gpu
+import gpu_kernels
+import gpu_memory
+import gpu_model
+import gpu_models
+import gpu_parity
+import gpu_parity_models
+import gpu_path
+import gpu_peers
+import gpu_prepare
+import gpu_report
+import gpu_run
+import gpu_tests
+import gpu_timing
 import numpy as np
 import onnx
 import pytest
@@ -26,53 +40,26 @@ from segue.executors.triton import TritonExecutor
 from segue.kernels import reference
 
 BENCH = Path(__file__).resolve().parent.parent / "bench"
-MODULES = (
-    "run",
-    "prepare",
-    "models",
-    "memory",
-    "parity",
-    "parity_models",
-    "kernels",
-    "model",
-    "peers",
-    "report",
-    "path",
-    "timing",
-    "tests",
-)
 
 
 @pytest.fixture(scope="module")
-def bench() -> Any:
-    """The modules of the script, by the rest of their names."""
-    sys.path.insert(0, str(BENCH))
-    try:
-        yield SimpleNamespace(**{name: __import__(f"gpu_{name}") for name in MODULES}, main=__import__("gpu"))
-    finally:
-        sys.path.remove(str(BENCH))
-
-
-@pytest.fixture(scope="module")
-def prepared(bench: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("prepared")
-    bench.prepare.prepare(folder, smoke=True)
+    gpu_prepare.prepare(folder, smoke=True)
     return folder
 
 
 @pytest.fixture
-def work(bench: Any, prepared: Path, tmp_path: Path) -> Any:
-    return bench.models.Work(prepared, tmp_path, torch.device("cpu"), None, ("float16",))
+def work(prepared: Path, tmp_path: Path) -> Any:
+    return gpu_models.Work(prepared, tmp_path, torch.device("cpu"), None, ("float16",))
 
 
 @pytest.fixture
-def run(bench: Any, tmp_path: Path) -> Any:
-    return bench.run.Run(tmp_path / "record.json", 600, date="today", smoke=True, arguments=[])
+def run(tmp_path: Path) -> Any:
+    return gpu_run.Run(tmp_path / "record.json", 600, date="today", smoke=True, arguments=[])
 
 
-def test_the_smoke_run_takes_every_section_without_the_exporter(
-    bench: Any, prepared: Path, tmp_path: Path
-) -> None:
+def test_the_smoke_run_takes_every_section_without_the_exporter(prepared: Path, tmp_path: Path) -> None:
     """Text to table, in a process in which nothing can be exported."""
     for name in ("onnx_ir", "onnxscript"):
         (tmp_path / f"{name}.py").write_text("raise ImportError('not on this machine')\n")
@@ -91,9 +78,7 @@ def test_the_smoke_run_takes_every_section_without_the_exporter(
     assert done.returncode == 0, done.stderr
     (written,) = out.glob("smoke-*.json")
     record = json.loads(written.read_text())
-    every = bench.main.sections(
-        None, argparse.Namespace(autotune=False, sanitize=False, tests=False, only=None)
-    )
+    every = gpu.sections(None, argparse.Namespace(autotune=False, sanitize=False, tests=False, only=None))
     assert list(record["sections"]) == [section.name for section in every]
     assert {entry["status"] for entry in record["sections"].values()} == {"done"}, done.stdout
     found = {name: entry["found"] for name, entry in record["sections"].items()}
@@ -141,21 +126,15 @@ def _check_times(found: dict[str, Any]) -> None:
 # Correct first
 
 
-def test_a_kernel_that_is_wrong_is_not_timed(
-    bench: Any, work: Any, run: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_kernel_that_is_wrong_is_not_timed(work: Any, run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def softmax(x: torch.Tensor, *, out: torch.Tensor | None = None) -> torch.Tensor:
         return reference.softmax(x * 1.02, out=out)
 
     monkeypatch.setattr(kernels, "softmax", softmax)
-    monkeypatch.setattr(bench.parity, "DTYPES", (torch.float16,))
-    monkeypatch.setattr(
-        bench.kernels, "_contests", _only("softmax", "add_layer_norm", bench.kernels._contests)
-    )
-    run.take(
-        bench.run.Section("parity of kernels", lambda w, f: bench.parity.check_kernels(run, w, f), 99), work
-    )
-    run.take(bench.run.Section("kernels", lambda w, f: bench.kernels.time_kernels(run, w, f), 99), work)
+    monkeypatch.setattr(gpu_parity, "DTYPES", (torch.float16,))
+    monkeypatch.setattr(gpu_kernels, "_contests", _only("softmax", "add_layer_norm", gpu_kernels._contests))
+    run.take(gpu_run.Section("parity of kernels", lambda w, f: gpu_parity.check_kernels(run, w, f), 99), work)
+    run.take(gpu_run.Section("kernels", lambda w, f: gpu_kernels.time_kernels(run, w, f), 99), work)
     verdicts = {op: entry["float16"]["ok"] for op, entry in run.found("parity of kernels").items()}
     assert [op for op, ok in verdicts.items() if not ok] == ["softmax"]
     right, wrong = run.found("kernels")["rows"]
@@ -163,7 +142,7 @@ def test_a_kernel_that_is_wrong_is_not_timed(
     assert "us" in right["sides"]["segue"]
     assert wrong["sides"] == {}
     assert "not timed" in wrong
-    assert "wrong by" in bench.report.markdown(run.record)
+    assert "wrong by" in gpu_report.markdown(run.record)
 
 
 def test_compute_sanitizer_sees_every_kernel() -> None:
@@ -191,29 +170,29 @@ def test_compute_sanitizer_sees_every_kernel() -> None:
     ("code", "verdict"), [(0, "nothing found"), (9, "faults found"), (1, "it ended with 1")]
 )
 def test_what_keeps_compute_sanitizer_from_looking_is_no_fault(
-    bench: Any, run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, verdict: str
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, verdict: str
 ) -> None:
     program = tmp_path / "compute-sanitizer"
     lines = ["Invalid __global__ read of size 2 bytes", "at _kernel", *["host frame"] * 60, "its last word"]
     program.write_text("#!/bin/sh\n" + "".join(f"echo '{line}'\n" for line in lines) + f"exit {code}\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    section = bench.run.Section("memory", lambda w, f: bench.memory.check_memory(run, w, f), 99)
+    section = gpu_run.Section("memory", lambda w, f: gpu_memory.check_memory(run, w, f), 99)
     run.take(section, SimpleNamespace(smoke=False))
     for tool in ("memcheck", "racecheck"):
-        assert f"| {tool} | {verdict} | its last word |" in bench.report.markdown(run.record)
+        assert f"| {tool} | {verdict} | its last word |" in gpu_report.markdown(run.record)
         assert run.found("memory")[tool]["said"][:2] == lines[:2]
 
 
 def test_a_side_that_is_wrong_at_the_timed_shape_is_not_timed(
-    bench: Any, work: Any, run: Any, monkeypatch: pytest.MonkeyPatch
+    work: Any, run: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run.record["sections"]["parity of kernels"] = {"found": {"softmax": {"float16": {"ok": True}}}}
-    (contest,) = _only("softmax", "", bench.kernels._contests)(work.device, True, False)
+    (contest,) = _only("softmax", "", gpu_kernels._contests)(work.device, True, False)
     contest = contest._replace(peers={"half": lambda x: torch.softmax(x, -1) / 2, **contest.peers})
-    monkeypatch.setattr(bench.kernels, "_contests", lambda *_: [contest])
+    monkeypatch.setattr(gpu_kernels, "_contests", lambda *_: [contest])
     found: dict[str, Any] = {}
-    bench.kernels.time_kernels(run, work, found)
+    gpu_kernels.time_kernels(run, work, found)
     sides = found["rows"][0]["sides"]
     assert {name: "us" in side for name, side in sides.items()} == {
         "half": False, "segue": True, "torch.softmax": True,
@@ -230,16 +209,16 @@ def test_a_side_that_is_wrong_at_the_timed_shape_is_not_timed(
     ids=["wrong", "as its batch is"],
 )
 def test_a_model_that_is_wrong_is_not_timed(
-    bench: Any, work: Any, run: Any, monkeypatch: pytest.MonkeyPatch, fault: Callable[[Any], Any], said: str
+    work: Any, run: Any, monkeypatch: pytest.MonkeyPatch, fault: Callable[[Any], Any], said: str
 ) -> None:
     genuine = TritonExecutor.run
     monkeypatch.setattr(TritonExecutor, "run", lambda self, batches: map(fault, genuine(self, batches)))
-    monkeypatch.setattr(bench.parity_models, "_executors", lambda smoke: [("float16", (True,))])
+    monkeypatch.setattr(gpu_parity_models, "_executors", lambda smoke: [("float16", (True,))])
     run.take(
-        bench.run.Section("parity of models", lambda w, f: bench.parity_models.check_models(run, w, f), 99),
+        gpu_run.Section("parity of models", lambda w, f: gpu_parity_models.check_models(run, w, f), 99),
         work,
     )
-    run.take(bench.run.Section("throughput", lambda w, f: bench.model.throughput(run, w, f), 99), work)
+    run.take(gpu_run.Section("throughput", lambda w, f: gpu_model.throughput(run, w, f), 99), work)
     about = run.found("parity of models")["toy"]["executors"]["float16, batch-invariant"]
     assert not about["ok"]
     assert said in about["why"]
@@ -249,7 +228,7 @@ def test_a_model_that_is_wrong_is_not_timed(
     }
 
 
-def test_a_peer_that_scores_something_else_is_not_timed(bench: Any, work: Any) -> None:
+def test_a_peer_that_scores_something_else_is_not_timed(work: Any) -> None:
     exact = torch.linspace(-2, 2, 10, dtype=torch.float64).view(5, 2)
     row: dict[str, Any] = {"pairs": 5, "sides": {}}
     called = []
@@ -258,30 +237,30 @@ def test_a_peer_that_scores_something_else_is_not_timed(bench: Any, work: Any) -
         return lambda: [called.append(logits), logits][1]
 
     right, wrong = exact.float().numpy(), exact.float().numpy()[::-1].copy()
-    bench.peers._time(work, {"right": scorer(right), "wrong": scorer(wrong)}, (exact.half(), exact), row)
+    gpu_peers._time(work, {"right": scorer(right), "wrong": scorer(wrong)}, (exact.half(), exact), row)
     assert "pairs/s" in row["sides"]["right"]
     assert set(row["sides"]["wrong"]) == {"not timed"}
     assert sum(logits is wrong for logits in called) == 1, "it was called to check it, and never again"
 
 
-def test_what_a_side_cannot_do_is_said_and_the_others_are_timed(bench: Any) -> None:
+def test_what_a_side_cannot_do_is_said_and_the_others_are_timed() -> None:
     sides = {"broken": [lambda: 1 / 0], "works": [lambda: time.sleep(1e-3), lambda: time.sleep(3e-3)]}
-    found = bench.timing.compare(sides, torch.device("cpu"), repeats=3)
+    found = gpu_timing.compare(sides, torch.device("cpu"), repeats=3)
     assert found["broken"] == {"error": "ZeroDivisionError: division by zero"}
     assert 2000 <= found["works"]["us"] < 20_000
     assert len(found["works"]["all_us"]) == 3
-    assert bench.timing.rotations(60_000_000) == 4
+    assert gpu_timing.rotations(60_000_000) == 4
 
 
 # Time and record
 
 
 def test_every_section_leaves_a_word_in_the_record_whatever_becomes_of_it(
-    bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bench.run, "_GRACE", 0.0)
-    monkeypatch.setattr(bench.run, "_LEAST", 0.1)
-    run = bench.run.Run(tmp_path / "record.json", 2.0, date="today", smoke=True, arguments=["--smoke"])
+    monkeypatch.setattr(gpu_run, "_GRACE", 0.0)
+    monkeypatch.setattr(gpu_run, "_LEAST", 0.1)
+    run = gpu_run.Run(tmp_path / "record.json", 2.0, date="today", smoke=True, arguments=["--smoke"])
     on_disk = []
 
     def patient(_: Any, found: dict[str, Any]) -> None:
@@ -302,7 +281,7 @@ def test_every_section_leaves_a_word_in_the_record_whatever_becomes_of_it(
         ("patient", patient, 0.3, None), ("deaf", deaf, 0.3, None), ("faulty", faulty, 9, None),
         ("relying", faulty, 9, "faulty"), ("long", deaf, 9, None), ("late", faulty, 9, None),
     ):  # fmt: skip
-        run.take(bench.run.Section(name, act, seconds, needs), None)
+        run.take(gpu_run.Section(name, act, seconds, needs), None)
     sections = json.loads(run.path.read_text())["sections"]
     assert {name: entry["status"] for name, entry in sections.items()} == {
         "patient": "cut short", "deaf": "cut short", "faulty": "failed",
@@ -316,25 +295,25 @@ def test_every_section_leaves_a_word_in_the_record_whatever_becomes_of_it(
     assert {name: entry["status"] for name, entry in seen.items()} == {
         "patient": "cut short", "deaf": "cut short", "faulty": "running",
     }  # fmt: skip
-    table = bench.report.markdown(run.record)
+    table = gpu_report.markdown(run.record)
     assert "| late | skipped | 0.0 | 0 s of the whole time were left |" in table
     assert "ValueError: no such luck" in table
 
 
-def test_only_takes_along_what_a_section_relies_on(bench: Any) -> None:
+def test_only_takes_along_what_a_section_relies_on() -> None:
     options = {"autotune": False, "sanitize": False, "tests": False}
-    chosen = bench.main.sections(None, argparse.Namespace(only=["peers", "kernels"], **options))
+    chosen = gpu.sections(None, argparse.Namespace(only=["peers", "kernels"], **options))
     assert [section.name for section in chosen] == [
         "machine", "parity of kernels", "parity of models", "peers", "kernels",
     ]  # fmt: skip
     with pytest.raises(SystemExit, match="no section thruput; there are machine, "):
-        bench.main.sections(None, argparse.Namespace(only=["thruput"], **options))
+        gpu.sections(None, argparse.Namespace(only=["thruput"], **options))
 
 
 def test_what_is_compiled_ahead_is_shared_out_among_the_processors(
-    bench: Any, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    work = bench.models.Work(prepared, tmp_path, torch.device("cpu"), None, ("float16", "float32"))
+    work = gpu_models.Work(prepared, tmp_path, torch.device("cpu"), None, ("float16", "float32"))
     work.smoke = False
     compiling = importlib.import_module("gpu_compile")
     monkeypatch.setattr(compiling.os, "cpu_count", lambda: 16)
@@ -347,26 +326,24 @@ def test_what_is_compiled_ahead_is_shared_out_among_the_processors(
 
 
 def test_the_tests_of_kernels_are_run_and_counted(
-    bench: Any, run: Any, work: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Any, work: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found: dict[str, Any] = {}
-    bench.tests.run_tests(run, work, found)
+    gpu_tests.run_tests(run, work, found)
     assert found["pytest"]["ok"] is True
     assert found["pytest"]["passed"] > 20
     assert "failed" not in found["pytest"]
-    monkeypatch.setattr(bench.tests, "ROOT", tmp_path)
-    bench.tests.run_tests(run, work, found)
+    monkeypatch.setattr(gpu_tests, "ROOT", tmp_path)
+    gpu_tests.run_tests(run, work, found)
     assert found["pytest"]["ok"] is False, "no tests there"
     run.record["sections"]["tests"] = {"status": "done", "seconds": 1.0, "found": found}
-    assert "\n## Tests\n" in bench.report.markdown(run.record)
+    assert "\n## Tests\n" in gpu_report.markdown(run.record)
 
 
 # What is prepared
 
 
-def test_a_prepared_graph_gets_its_weights_and_nothing_else_changes(
-    bench: Any, prepared: Path, work: Any
-) -> None:
+def test_a_prepared_graph_gets_its_weights_and_nothing_else_changes(prepared: Path, work: Any) -> None:
     assert sum(path.stat().st_size for path in prepared.iterdir()) < 500_000
     model = work.model("toy")
     graph = (prepared / "toy.onnx").read_bytes()
@@ -379,40 +356,40 @@ def test_a_prepared_graph_gets_its_weights_and_nothing_else_changes(
     assert np.array_equal(stored["layers.1.query.weight"], query)
 
 
-def test_the_real_workloads_are_those_of_the_budget(bench: Any) -> None:
+def test_the_real_workloads_are_those_of_the_budget() -> None:
     import budget
 
-    workloads = bench.prepare._workloads(budget)
+    workloads = gpu_prepare._workloads(budget)
     *_, mixed = budget.batches().values()
     assert sorted(workloads.pop("mixed")) == sorted(mixed * 16)
     assert workloads == {"S = 128": [128] * 2048, "S = 512": [512] * 512}
 
 
-def test_batches_hold_every_pair_once_as_it_was(bench: Any) -> None:
-    whole = bench.models.batch_of([5, 12, 3, 9])
-    rows, batches = bench.models.batches_of(whole, 15)
+def test_batches_hold_every_pair_once_as_it_was() -> None:
+    whole = gpu_models.batch_of([5, 12, 3, 9])
+    rows, batches = gpu_models.batches_of(whole, 15)
     assert [some.tolist() for some in rows] == [[1], [3, 0], [2]]
     assert [batch.cu_seqlens.tolist() for batch in batches] == [[0, 12], [0, 9, 14], [0, 3]]
     assert np.array_equal(batches[1].input_ids, np.r_[whole.input_ids[20:], whole.input_ids[:5]])
     assert np.array_equal(batches[1].position_ids, [*range(9), *range(5)])
 
 
-def test_texts_have_as_many_tokens_as_asked_for(bench: Any, work: Any) -> None:
+def test_texts_have_as_many_tokens_as_asked_for(work: Any) -> None:
     from segue.text import PairEncoder
 
     path = work.model("toy").bundle / "tokenizer.json"
     lengths = [3, 4, 60, 128]
-    assert PairEncoder(path, 512).encode(bench.models.texts(path, lengths)).lengths.tolist() == lengths
+    assert PairEncoder(path, 512).encode(gpu_models.texts(path, lengths)).lengths.tolist() == lengths
 
 
 def test_the_packed_peer_does_not_wait_for_a_batch_to_arrive(
-    bench: Any, work: Any, monkeypatch: pytest.MonkeyPatch
+    work: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     packed, padded = (importlib.import_module(f"gpu_{name}_peer") for name in ("packed", "padded"))
     module = work.model("toy").module.eval()
-    whole = bench.models.batch_of([5, 12, 3, 9])
+    whole = gpu_models.batch_of([5, 12, 3, 9])
     peer = packed.PackedPeer(module, packed.attentions(True)["a loop of SDPA"])
-    ready = packed.packed(*bench.models.batches_of(whole, 15), pinned=False)
+    ready = packed.packed(*gpu_models.batches_of(whole, 15), pinned=False)
     classic = padded.padded(whole, 2, pinned=False)
     to, sent = torch.Tensor.to, []
 
@@ -427,8 +404,8 @@ def test_the_packed_peer_does_not_wait_for_a_batch_to_arrive(
     assert np.allclose(logits, padded.score_padded(module, classic, work.device), atol=1e-5)
 
 
-def test_a_checkout_that_is_not_installed_is_importable(bench: Any, tmp_path: Path) -> None:
-    bench.path.link(tmp_path)
+def test_a_checkout_that_is_not_installed_is_importable(tmp_path: Path) -> None:
+    gpu_path.link(tmp_path)
     code = (
         "import segue, segue.kernels.reference, segue.export.checkpoint, segue.executors.triton_plan as p\n"
         "from segue.engine import DEFAULT_MODEL as model\n"

@@ -7,20 +7,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import gpu_train
 import pytest
 import torch
-from bench_scripts import BENCH, load_script
 from safetensors.torch import load_file
 
 from segue.export import default_corpora
 from segue.export.corpus import Document
 from segue.export.default_corpora import gather, prepare
-
-
-@pytest.fixture
-def train(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(BENCH)
-    return load_script("gpu_train")
 
 
 @pytest.fixture
@@ -45,24 +39,24 @@ def test_what_is_prepared_is_what_was_fetched(checkpoint, tmp_path, monkeypatch)
         assert torch.equal(after[name], tensor.half())
 
 
-def test_a_checkpoint_comes_home_in_parts(train, checkpoint, tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "_PART", 100_000)
+def test_a_checkpoint_comes_home_in_parts(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_train, "_PART", 100_000)
     (tmp_path / "out").mkdir()
-    train.bring_home(checkpoint, tmp_path / "out")
+    gpu_train.bring_home(checkpoint, tmp_path / "out")
     parts = sorted((tmp_path / "out").glob("model.safetensors.*"))
     assert len(parts) > 2
     assert max(part.stat().st_size for part in parts) == 100_000
-    train.main(["--join", str(tmp_path / "out"), "--to", str(tmp_path / "home")])
+    gpu_train.main(["--join", str(tmp_path / "out"), "--to", str(tmp_path / "home")])
     names = {file.name for file in checkpoint.iterdir()} - {"vocab.txt"}
     assert {file.name for file in (tmp_path / "home").iterdir()} == names
     home = load_file(tmp_path / "home" / "model.safetensors")
     for name, tensor in load_file(checkpoint / "model.safetensors").items():
         assert torch.equal(home[name], tensor.half())
     with pytest.raises(SystemExit, match=r"holds no model\.safetensors\.00"):
-        train.join(tmp_path / "home", tmp_path / "again")
+        gpu_train.join(tmp_path / "home", tmp_path / "again")
 
 
-def test_what_the_training_leaves_comes_home_even_if_the_rest_fails(train, checkpoint, tmp_path, monkeypatch):
+def test_what_the_training_leaves_comes_home_even_if_the_rest_fails(checkpoint, tmp_path, monkeypatch):
     from segue.export import default_model
 
     asked: list[list[str]] = []
@@ -77,10 +71,10 @@ def test_what_the_training_leaves_comes_home_even_if_the_rest_fails(train, check
 
     monkeypatch.setattr(default_model, "main", measure_fails)
     with pytest.raises(SystemExit, match="no GPU here"):
-        train.main(["--prepared", "carried", "--out", str(tmp_path / "out")])
+        gpu_train.main(["--prepared", "carried", "--out", str(tmp_path / "out")])
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     with pytest.raises(RuntimeError, match="measuring failed"):
-        train.main(["--prepared", "carried", "--out", str(tmp_path / "out"), "--minutes", "7"])
+        gpu_train.main(["--prepared", "carried", "--out", str(tmp_path / "out"), "--minutes", "7"])
     assert asked == [
         [
             "--work",

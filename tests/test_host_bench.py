@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
+import host as script
 import numpy as np
 import pytest
-from bench_scripts import load_script
 
 WAYS = (
     "transformers, ",
@@ -24,12 +24,11 @@ TINY = ["--share", "0.003", "--rounds", "2", "--threads", "1"]
 
 @pytest.fixture
 def host(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
-    module = load_script("host")
-    monkeypatch.setattr(module, "RESULT", tmp_path / "host.md")
+    monkeypatch.setattr(script, "RESULT", tmp_path / "host.md")
     monkeypatch.setenv("RAYON_NUM_THREADS", "1")  # put back when the test is over
     words = [f"{word}{number % 7}" for number in range(3000) for word in ("water,", "Mill", "(river)")]
-    monkeypatch.setattr(module, "_drawn", lambda: words)
-    return module
+    monkeypatch.setattr(script, "_drawn", lambda: words)
+    return script
 
 
 def test_every_way_and_every_part_is_reported(host, tmp_path, capsys):
@@ -89,8 +88,7 @@ def test_the_others_are_other_pairs_of_the_same_shape(host):
 
 def test_drawn_words_are_as_varied_as_prose():
     """Wikipedia's first articles have 31,700 distinct words among 169,000, and 1.33 tokens to a word."""
-    module = load_script("host")
-    words = module._drawn()[:169_000]
+    words = script._drawn()[:169_000]
     assert 28_000 < len(set(words)) < 40_000
-    encoding = module.Tokenizer.from_file(str(module.FILE)).encode_batch_fast(words[:20_000])
+    encoding = script.Tokenizer.from_file(str(script.FILE)).encode_batch_fast(words[:20_000])
     assert 1.2 < np.mean([len(one.ids) - 2 for one in encoding]) < 1.45

@@ -6,31 +6,23 @@ import copy
 import inspect
 import json
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import peers as script
+import peers_environments
+import peers_int8
+import peers_int8_model
+import peers_list
+import peers_measure
+import peers_process
+import peers_report
 import pytest
+import workloads
 
-BENCH = Path(__file__).resolve().parent.parent / "bench"
-MODULES = (
-    "peers",
-    "peers_bare",
-    "peers_cross_encoder",
-    "peers_engines",
-    "peers_environments",
-    "peers_int8",
-    "peers_int8_model",
-    "peers_list",
-    "peers_measure",
-    "peers_model",
-    "peers_process",
-    "peers_report",
-    "peers_worker",
-    "workloads",
-)
 FAULTY = """
 def constant(checkpoint, threads, order):
     return lambda pairs, batch: [0.5] * len(pairs)
@@ -71,46 +63,36 @@ def likes_eight(checkpoint, threads, order):
 
 
 @pytest.fixture(scope="module")
-def bench() -> Iterator[SimpleNamespace]:
-    """The scripts' modules, as they find each other: by bench/ on the path."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(BENCH))
-        for name in MODULES:
-            sys.modules.pop(name, None)
-        yield SimpleNamespace(**{name: __import__(name) for name in MODULES if name != "peers_worker"})
-
-
-@pytest.fixture(scope="module")
-def smoke(bench: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+def smoke(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     """What `--smoke --write` leaves behind."""
-    return smoked(bench, tmp_path_factory.mktemp("peers"), "float32", "peers-1-cores.json")
+    return smoked(tmp_path_factory.mktemp("peers"), "float32", "peers-1-cores.json")
 
 
 @pytest.fixture(scope="module")
-def int8(bench: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+def int8(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     """The same with `--precision int8`."""
-    return smoked(bench, tmp_path_factory.mktemp("int8"), "int8", "peers-int8-1-cores.json")
+    return smoked(tmp_path_factory.mktemp("int8"), "int8", "peers-int8-1-cores.json")
 
 
-def smoked(bench: SimpleNamespace, folder: Path, precision: str, name: str) -> SimpleNamespace:
+def smoked(folder: Path, precision: str, name: str) -> SimpleNamespace:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bench.peers, "_RESULTS", folder)
+        patch.setattr(script, "_RESULTS", folder)
         options = (
             f"--precision {precision} --smoke --write --workloads mixed --pairs 12 --rounds 2 --threads 1"
         )
-        bench.peers.main([*options.split(), "--work", str(folder / "work")])
+        script.main([*options.split(), "--work", str(folder / "work")])
     return SimpleNamespace(folder=folder, record=json.loads((folder / name).read_text()))
 
 
 @pytest.fixture
-def start(bench: SimpleNamespace, tmp_path: Path) -> Any:
+def start(tmp_path: Path) -> Any:
     """Start a worker on three pairs with a function of `FAULTY`."""
     module, pairs = tmp_path / "faulty.py", tmp_path / "pairs.json"
     module.write_text(FAULTY)
     pairs.write_text(json.dumps([["a", "b"], ["c", "d"], ["e", "f"]]))
 
     def started(peer: Any) -> Any:
-        return bench.peers_process.Worker(
+        return peers_process.Worker(
             replace(peer, module=module),
             Path(sys.executable),
             checkpoint=tmp_path,
@@ -122,9 +104,9 @@ def start(bench: SimpleNamespace, tmp_path: Path) -> Any:
     return started
 
 
-def faulty(bench: SimpleNamespace, function: str, **options: Any) -> Any:
+def faulty(function: str, **options: Any) -> Any:
     options = {"batches": (1,), **options}
-    return bench.peers_list.Peer(function, function, function, bench.peers_list.PRESENT, (), **options)
+    return peers_list.Peer(function, function, function, peers_list.PRESENT, (), **options)
 
 
 def test_a_run_times_every_peer_that_scores_alike_and_writes_what_it_found(smoke: SimpleNamespace):
@@ -156,10 +138,8 @@ def test_a_run_times_every_peer_that_scores_alike_and_writes_what_it_found(smoke
         ([0.1, 0.2], "2 scores for 3 pairs"),
     ],
 )
-def test_scores_are_compared_before_anything_is_timed(
-    bench: SimpleNamespace, scores: list[float], says: str | None
-):
-    found = bench.peers_measure.check(scores, [0.1, 0.2, 0.3])
+def test_scores_are_compared_before_anything_is_timed(scores: list[float], says: str | None):
+    found = peers_measure.check(scores, [0.1, 0.2, 0.3])
     assert found is None if says is None else says in found
 
 
@@ -174,67 +154,63 @@ def test_scores_are_compared_before_anything_is_timed(
         ([0.1, 0.2], "2 scores for 3 pairs"),
     ],
 )
-def test_of_rounded_scores_a_gross_failure_alone_is_refused(
-    bench: SimpleNamespace, scores: list[float], says: str | None
-):
-    found = bench.peers_measure.check(scores, [0.1, 0.2, 0.3], exact=False)
+def test_of_rounded_scores_a_gross_failure_alone_is_refused(scores: list[float], says: str | None):
+    found = peers_measure.check(scores, [0.1, 0.2, 0.3], exact=False)
     assert found is None if says is None else says in found
 
 
-def test_rounding_is_measured_and_so_is_what_a_batch_does_to_a_score(bench: SimpleNamespace, start: Any):
-    rounded = faulty(bench, "by_company", exact=False)
-    other = replace(faulty(bench, "told"), options={"value": "0.9"})
+def test_rounding_is_measured_and_so_is_what_a_batch_does_to_a_score(start: Any):
+    rounded = faulty("by_company", exact=False)
+    other = replace(faulty("told"), options={"value": "0.9"})
     peers = [rounded, replace(other, key="exact"), replace(other, key="gross", exact=False)]
-    results = bench.peers_measure.run_workload(peers, start, [0.5, 0.5, 0.52], 1, alone=True)
+    results = peers_measure.run_workload(peers, start, [0.5, 0.5, 0.52], 1, alone=True)
     assert results["by_company"]["alone"] == pytest.approx(0.02)
     assert results["by_company"]["mean_difference"] == pytest.approx(0.07 / 3)
     assert results["by_company"]["difference"] == pytest.approx(0.03)
     assert "by up to 0.4" in results["exact"]["refused"]
     assert "by 0.39 in the mean" in results["gross"]["refused"]
-    alike = bench.peers_measure.run_workload([rounded], start, [0.5, 0.5, 0.52], 1)
+    alike = peers_measure.run_workload([rounded], start, [0.5, 0.5, 0.52], 1)
     assert "alone" not in alike["by_company"]
 
 
-def test_a_peer_that_is_wrong_or_cannot_be_had_is_named_with_the_reason(bench: SimpleNamespace, start: Any):
+def test_a_peer_that_is_wrong_or_cannot_be_had_is_named_with_the_reason(start: Any):
     names = ("constant", "not_a_number", "missing", "dying", "asleep")
-    peers = [faulty(bench, name) for name in names]
-    results = bench.peers_measure.run_workload(peers, start, [0.5, 0.5, 0.5 + 5e-5], 1)
+    peers = [faulty(name) for name in names]
+    results = peers_measure.run_workload(peers, start, [0.5, 0.5, 0.5 + 5e-5], 1)
     assert list(results) == list(names)
     assert "seconds" in results["constant"]
     assert "nan" in results["not_a_number"]["refused"]
     assert "a_library_that_nobody_has" in results["missing"]["absent"]
     assert "ended with 3: this goes to the log" in results["dying"]["absent"]
-    wrong = bench.peers_measure.run_workload(peers[:1], start, [0.5, 0.5, 0.6], 1)
+    wrong = peers_measure.run_workload(peers[:1], start, [0.5, 0.5, 0.6], 1)
     assert "differ" in wrong["constant"]["refused"]
 
 
-def test_an_environment_that_cannot_be_built_says_why(
-    bench: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setitem(bench.peers_environments.REQUIREMENTS, "light", (str(tmp_path / "no-such.whl"),))
-    with pytest.raises(bench.peers_environments.Unavailable, match=r"environment light: .*no-such\.whl"):
-        bench.peers_environments.python_of("light", tmp_path)
+def test_an_environment_that_cannot_be_built_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(peers_environments.REQUIREMENTS, "light", (str(tmp_path / "no-such.whl"),))
+    with pytest.raises(peers_environments.Unavailable, match=r"environment light: .*no-such\.whl"):
+        peers_environments.python_of("light", tmp_path)
     assert not (tmp_path / "light" / "requirements.txt").exists()
 
 
-def test_the_fastest_batch_is_found_and_hopeless_ones_are_left_out(bench: SimpleNamespace, start: Any):
-    peer = faulty(bench, "likes_eight", batches=(1, 8, 16, 32, 64))
-    tried = bench.peers_measure.calibrate(peer, start, 200)
+def test_the_fastest_batch_is_found_and_hopeless_ones_are_left_out(start: Any):
+    peer = faulty("likes_eight", batches=(1, 8, 16, 32, 64))
+    tried = peers_measure.calibrate(peer, start, 200)
     assert min(tried, key=tried.get) == 8
     assert list(tried) == [1, 8, 16]
-    assert list(bench.peers_measure.calibrate(peer, start, 3)) == [1]
+    assert list(peers_measure.calibrate(peer, start, 3)) == [1]
 
 
-def test_a_worker_that_is_busy_while_others_work_is_noticed(bench: SimpleNamespace, start: Any):
-    with start(faulty(bench, "busy")) as busy, start(faulty(bench, "asleep")) as asleep:
-        timed = bench.peers_measure.time_rounds({"busy": (busy, 1), "asleep": (asleep, 1)}, 2)
+def test_a_worker_that_is_busy_while_others_work_is_noticed(start: Any):
+    with start(faulty("busy")) as busy, start(faulty("asleep")) as asleep:
+        timed = peers_measure.time_rounds({"busy": (busy, 1), "asleep": (asleep, 1)}, 2)
     assert timed["busy"]["idle"] > 0.05  # 1, but for what other processes take
     assert timed["asleep"]["idle"] < 0.02
     assert min(timed["asleep"]["seconds"]) >= 0.5
 
 
-def test_segue_is_always_compared_and_unknown_peers_are_refused(bench: SimpleNamespace):
-    chosen, peers, int8 = bench.peers_list.chosen, bench.peers_list.PEERS, bench.peers_int8.INT8
+def test_segue_is_always_compared_and_unknown_peers_are_refused():
+    chosen, peers, int8 = peers_list.chosen, peers_list.PEERS, peers_int8.INT8
     for every in (peers, int8):
         assert [peer.key for peer in chosen(["ort"], every)] == ["segue", "ort"]
         assert len({peer.key for peer in chosen(None, every)}) == len(every)
@@ -243,25 +219,24 @@ def test_segue_is_always_compared_and_unknown_peers_are_refused(bench: SimpleNam
     with pytest.raises(ValueError, match="no flashrank; there are segue, segue-float32, "):
         chosen(["flashrank"], int8)
     for peer in (*peers, *int8):
-        assert callable(getattr(getattr(bench, peer.module.stem), peer.function))
-        known = (bench.peers_list.PRESENT, *bench.peers_environments.REQUIREMENTS)
+        assert callable(getattr(import_module(peer.module.stem), peer.function))
+        known = (peers_list.PRESENT, *peers_environments.REQUIREMENTS)
         assert peer.environment in known
 
 
-def test_what_is_compared_in_int8_differs_from_the_others_in_its_model_alone(bench: SimpleNamespace):
-    peers = {peer.key: peer for peer in bench.peers_int8.INT8}
+def test_what_is_compared_in_int8_differs_from_the_others_in_its_model_alone():
+    peers = {peer.key: peer for peer in peers_int8.INT8}
     assert {key for key, peer in peers.items() if peer.exact} == {"segue-float32"}
     assert not any(peer.cold for peer in peers.values())
-    files = {vars(bench.peers_int8)[f"{name}_INT8"] for name in ("ONNX", "OPENVINO", "SEGUE")}
-    files.add(bench.peers_int8.OPENVINO_WEIGHTS)
+    files = {vars(peers_int8)[f"{name}_INT8"] for name in ("ONNX", "OPENVINO", "SEGUE")}
+    files.add(peers_int8.OPENVINO_WEIGHTS)
     unlike = {key for key, peer in peers.items() if not files & set(peer.options.values())}
     assert unlike == {"segue-float32", "openvino-bf16"}
     for peer in peers.values():
-        function = inspect.signature(getattr(getattr(bench, peer.module.stem), peer.function))
+        function = inspect.signature(getattr(import_module(peer.module.stem), peer.function))
         function.bind(Path(), 1, peer.order, **peer.options)
-    model = bench.peers_int8_model
-    timed = bench.workloads.make_pairs("mixed", 256)
-    other = bench.workloads.make_pairs("mixed", model._CALIBRATION, seed=model._SEED)
+    timed = workloads.make_pairs("mixed", 256)
+    other = workloads.make_pairs("mixed", peers_int8_model._CALIBRATION, seed=peers_int8_model._SEED)
     assert set(timed).isdisjoint(other)
 
 
@@ -284,14 +259,14 @@ def test_an_int8_run_shows_what_rounding_and_a_batch_do_to_scores(int8: SimpleNa
     assert not list(int8.folder.glob("*.png"))
 
 
-def test_the_page_of_int8_in_the_repository_is_made_of_its_record(bench: SimpleNamespace):
-    results = bench.peers._RESULTS
+def test_the_page_of_int8_in_the_repository_is_made_of_its_record():
+    results = script._RESULTS
     record = json.loads((results / "peers-int8-2-cores.json").read_text(encoding="utf-8"))
     page = (results / "peers-int8-2-cores.md").read_text(encoding="utf-8")
-    assert page == bench.peers_report.markdown(record, results)
+    assert page == peers_report.markdown(record, results)
 
 
-def test_the_report_is_made_of_the_record(bench: SimpleNamespace, smoke: SimpleNamespace, tmp_path: Path):
+def test_the_report_is_made_of_the_record(smoke: SimpleNamespace, tmp_path: Path):
     """Ratios are taken round by round: 2 and 4 times segue's, whatever the machine did in between."""
     record = copy.deepcopy(smoke.record)
     results = record["workloads"]["mixed"]["results"]
@@ -299,21 +274,21 @@ def test_the_report_is_made_of_the_record(bench: SimpleNamespace, smoke: SimpleN
     results["transformers"] |= {"seconds": [4.0, 40.0, 8.0], "idle": 0.4}
     results["ort-32-sorted"] = {"refused": "scores differ | much"}
     record["cold"]["ort-32-sorted"] = {"absent": "ort: ended with 1"}
-    text = bench.peers_report.markdown(record, tmp_path)
+    text = peers_report.markdown(record, tmp_path)
     assert "| **segue** | its own | 6.0 | 1.00 | 300 |" in text
     assert "| transformers on PyTorch, SDPA, sorted | 8 | 1.5 | 4.00 |" in text
     assert "32 sorted | - | - | - | - | refused: scores differ / much |" in text
     assert "Kept a core busy while others were timed: transformers on PyTorch, SDPA, sorted (40%)." in text
     assert "32 sorted | absent: ort: ended with 1 |" in text
-    bench.peers_report.draw(record, tmp_path / "one.png")
+    peers_report.draw(record, tmp_path / "one.png")
     assert (tmp_path / "one.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_figures_of_a_gpu_stand_in_the_same_report_or_are_said_to_be_absent(
-    bench: SimpleNamespace, smoke: SimpleNamespace, tmp_path: Path
+    smoke: SimpleNamespace, tmp_path: Path
 ):
     absent = "## On a GPU\n\nNo figures yet"
-    assert absent in bench.peers_report.markdown(smoke.record, tmp_path)
+    assert absent in peers_report.markdown(smoke.record, tmp_path)
     sides = {"segue, float16": {"pairs/s": 900.0}, "segue, bfloat16": {"not timed": "it failed"}}
     rows = [
         {"model": "M", "workload": "mixed", "tokens": 4096, "sides": sides},
@@ -323,8 +298,8 @@ def test_figures_of_a_gpu_stand_in_the_same_report_or_are_said_to_be_absent(
     record = {"smoke": True, "sections": {"throughput": {"found": {"rows": rows}}}}
     (tmp_path / "h200.json").write_text(json.dumps(record))
     (tmp_path / "peers.json").write_text(json.dumps({"workloads": {}}))
-    assert absent in bench.peers_report.markdown(smoke.record, tmp_path), "toy sizes are no figures"
+    assert absent in peers_report.markdown(smoke.record, tmp_path), "toy sizes are no figures"
     (tmp_path / "h200.json").write_text(json.dumps(record | {"smoke": False}))
-    text = bench.peers_report.markdown(smoke.record, tmp_path)
+    text = peers_report.markdown(smoke.record, tmp_path)
     assert "| [h200](h200.md) | M | mixed | 8192 | segue, float16 | 1,100 |" in text
     assert "| [h200](h200.md) | M | long | 4096 | a | not timed |" in text

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from bench_scripts import BENCH
+import servers
+import servers_list
+import servers_report
 
-MODULES = ("peers_environments", "peers_list", "peers_model", "workloads")
-OURS = ("servers", "servers_list", "servers_report")
 CONSTANT = """
 import json, sys
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -32,32 +29,22 @@ HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
 """
 
 
-@pytest.fixture(scope="module")
-def bench() -> Iterator[SimpleNamespace]:
-    """The scripts' modules, as they find each other: by bench/ on the path."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(BENCH))
-        for name in MODULES + OURS:
-            sys.modules.pop(name, None)
-        yield SimpleNamespace(**{name: __import__(name) for name in OURS})
-
-
 def test_a_run_writes_what_it_found_and_whom_it_refused(
-    bench: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     constant = tmp_path / "constant.py"
     constant.write_text(CONSTANT)
-    segue = bench.servers_list.SERVERS[0]
+    segue = servers_list.SERVERS[0]
 
     def started(script: str) -> Any:
         return lambda python, model, port, threads: [python, script, str(port)]
 
     wrong = replace(segue, key="wrong", name="Wrong", command=started(str(constant)), path="/", scores=list)
     dead = replace(segue, key="dead", name="Dead", command=started("-c"))
-    monkeypatch.setattr(bench.servers, "SERVERS", (segue, wrong, dead))
-    monkeypatch.setattr(bench.servers, "_RESULTS", tmp_path)
+    monkeypatch.setattr(servers, "SERVERS", (segue, wrong, dead))
+    monkeypatch.setattr(servers, "_RESULTS", tmp_path)
     options = "--smoke --write --rounds 2 --seconds 0.2 --threads 1 --work"
-    bench.servers.main([*options.split(), str(tmp_path / "work")])
+    servers.main([*options.split(), str(tmp_path / "work")])
 
     record = json.loads((tmp_path / "servers-1-cores.json").read_text())
     assert list(record["servers"]) == ["segue"]
@@ -77,7 +64,7 @@ def test_a_run_writes_what_it_found_and_whom_it_refused(
     assert str(tmp_path) not in page.replace(record["command"], "")
 
 
-def test_the_table_is_of_medians_and_ratios_of_rounds(bench: SimpleNamespace) -> None:
+def test_the_table_is_of_medians_and_ratios_of_rounds() -> None:
     def rounds(*rates: float) -> list[dict[str, float]]:
         return [{"pairs_per_second": rate, "p50": 1 / rate, "p95": 2 / rate} for rate in rates]
 
@@ -101,15 +88,15 @@ def test_the_table_is_of_medians_and_ratios_of_rounds(bench: SimpleNamespace) ->
             }
         ],
     }
-    page = bench.servers_report.markdown(record)
+    page = servers_report.markdown(record)
     assert "## mixed, 20 documents a request, 8 clients" in page
     assert "| ours | 200.0 | 1.00 | 5.0 | 10.0 |" in page
     assert "| theirs | 50.0 | 2.00 | 20.0 | 40.0 |" in page
     assert "- theirs: x 1" in page
 
 
-def test_the_page_in_the_repository_is_made_of_its_record(bench: SimpleNamespace) -> None:
-    record = BENCH / "results" / "servers-2-cores.json"
-    page = bench.servers_report.markdown(json.loads(record.read_text(encoding="utf-8")))
+def test_the_page_in_the_repository_is_made_of_its_record() -> None:
+    record = servers._RESULTS / "servers-2-cores.json"
+    page = servers_report.markdown(json.loads(record.read_text(encoding="utf-8")))
     assert record.with_suffix(".md").read_text(encoding="utf-8") == page
     assert "Infinity has up to 32, its default" in page

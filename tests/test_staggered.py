@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
-from bench_scripts import BENCH
 from kernel_tools import run_python
 
+BENCH = Path(__file__).resolve().parent.parent / "bench"
 CODE = f"""
 import json, sys
 sys.path.insert(0, {str(BENCH)!r})

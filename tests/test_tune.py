@@ -11,20 +11,13 @@ from typing import Any
 
 import pytest
 import torch
-from bench_scripts import BENCH, load_script
+import tune
 from kernel_tools import launches
 from triton.runtime.errors import OutOfResources, PTXASError
 
 
-@pytest.fixture(scope="module")
-def tune() -> Any:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(BENCH))
-        return load_script("tune")
-
-
 @pytest.fixture
-def candidate_of(tune: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[[dict], Any]:
+def candidate_of(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict], Any]:
     """What is chosen when a call takes the seconds that a table has for its candidate and size."""
 
     def choose(seconds: dict[tuple[tuple[int, ...], int], float]) -> Any:
@@ -63,7 +56,7 @@ def test_of_two_orders_of_summation_the_faster_is_taken(candidate_of):
 @pytest.mark.parametrize(
     "error", [RuntimeError, OutOfResources(300_000, 232_448, "shared memory"), PTXASError]
 )
-def test_a_candidate_that_is_wrong_or_does_not_run_is_out(tune, monkeypatch, error):
+def test_a_candidate_that_is_wrong_or_does_not_run_is_out(monkeypatch, error):
     call = ("softmax", (torch.randn(4, 3),), {})
     table = tune.Table("softmax", (), (), iter, lambda _: ExitStack(), iter)
     with launches() as seen:
@@ -81,7 +74,7 @@ def test_a_candidate_that_is_wrong_or_does_not_run_is_out(tune, monkeypatch, err
 
 
 @pytest.mark.parametrize(("ours", "wanted"), [((3, 3), 16), ((1, 3), 32), ((3, 1), None), ((2, 2), None)])
-def test_the_library_is_taken_from_where_it_stays_faster(tune, monkeypatch, ours, wanted):
+def test_the_library_is_taken_from_where_it_stays_faster(monkeypatch, ours, wanted):
     """Our kernel takes `ours` seconds for 16 and for 32 rows, the library 2."""
 
     def seconds(op: Any, arguments: list[torch.Tensor], _: Any) -> float:
@@ -91,12 +84,12 @@ def test_the_library_is_taken_from_where_it_stays_faster(tune, monkeypatch, ours
     assert tune.library_rows("cpu", smoke=True) == wanted
 
 
-def test_the_library_s_product_is_ours(tune):
+def test_the_library_s_product_is_ours():
     x, weight, bias = torch.randn(5, 16), torch.randn(7, 16), torch.randn(7)
     torch.testing.assert_close(tune._library(x, weight, bias), tune.reference.linear(x, weight, bias))
 
 
-def test_shares_of_the_candidates_are_all_of_them(tune):
+def test_shares_of_the_candidates_are_all_of_them():
     used: list[tuple[int, ...]] = []
 
     def use(candidate: tuple[int, ...]) -> ExitStack:
@@ -113,7 +106,7 @@ def test_shares_of_the_candidates_are_all_of_them(tune):
     assert sorted(used) == sorted([(1, 1), (1, 2), (2, 1), (2, 2)] * 2)
 
 
-def test_what_the_tables_hold_is_among_the_candidates(tune, monkeypatch):
+def test_what_the_tables_hold_is_among_the_candidates(monkeypatch):
     """Of an H200's, which it has measured."""
     monkeypatch.setattr(tune, "target", lambda device: "sm_90")
     tables = {table.name: table for table in tune._tables("cpu", False)}
@@ -147,7 +140,7 @@ def test_every_line_is_told_when_it_is_chosen(candidate_of, capsys):
     ]
 
 
-def test_it_runs_through_on_toy_shapes(tune, monkeypatch, tmp_path, capsys):
+def test_it_runs_through_on_toy_shapes(monkeypatch, tmp_path, capsys):
     out = tmp_path / "tables.json"
     monkeypatch.setattr(sys, "argv", ["tune.py", "--smoke", "--out", str(out)])
     tune.main()

@@ -2,28 +2,14 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-from types import ModuleType
-
 import pytest
+import workloads
 
-BENCH = Path(__file__).resolve().parent.parent / "bench"
 NAMES = ("short", "query-passage", "long", "mixed")
 
 
-@pytest.fixture(scope="module")
-def workloads() -> ModuleType:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(BENCH))
-        sys.modules.pop("workloads", None)
-        import workloads
-
-        yield workloads
-
-
 @pytest.mark.parametrize("name", NAMES)
-def test_every_pair_is_within_the_lengths_that_are_stated(workloads: ModuleType, name: str):
+def test_every_pair_is_within_the_lengths_that_are_stated(name: str):
     pairs = workloads.make_pairs(name, 400)
     lengths, stated = workloads.token_counts(pairs), workloads.WORKLOADS[name]
     assert len(set(pairs)) == len(pairs) == 400
@@ -32,7 +18,7 @@ def test_every_pair_is_within_the_lengths_that_are_stated(workloads: ModuleType,
     assert all(first.strip() and second.strip() for first, second in pairs)
 
 
-def test_the_sides_are_as_long_as_they_are_drawn(workloads: ModuleType):
+def test_the_sides_are_as_long_as_they_are_drawn():
     """By counting each alone: a query of 6 to 14 tokens beside a passage of 90 to 150."""
     for side, shortest, longest in ((0, 6, 14), (1, 90, 150)):
         texts = [pair[side] for pair in workloads.make_pairs("query-passage", 100)]
@@ -40,14 +26,14 @@ def test_the_sides_are_as_long_as_they_are_drawn(workloads: ModuleType):
         assert shortest <= alone.min() <= alone.max() <= longest
 
 
-def test_a_workload_is_the_same_again_and_another_with_another_seed(workloads: ModuleType):
+def test_a_workload_is_the_same_again_and_another_with_another_seed():
     first = workloads.make_pairs("mixed", 30)
     assert workloads.make_pairs("mixed", 30) == first
     assert not set(workloads.make_pairs("mixed", 30, seed=1)) & set(first)
     assert workloads.make_pairs("short", 30) != first
 
 
-def test_workloads_hold_about_the_same_number_of_tokens(workloads: ModuleType):
+def test_workloads_hold_about_the_same_number_of_tokens():
     totals = [
         workloads.token_counts(workloads.make_pairs(name, workloads.pairs_of(name, 256))).sum()
         for name in NAMES
