@@ -45,15 +45,17 @@ def _word_by_word(tokenizer: Tokenizer) -> bool:
 
 def _whole_words(tokenizer: Tokenizer) -> dict[str, bytes]:
     """The ids, as int32, of words of ASCII letters and digits that WordPiece finds whole, and of ASCII marks;
-    nothing if an added token could be found within a word and a mark after it."""
+    nothing if an added token could be found within a word and a mark after it. A cased vocabulary's capitals
+    are out of reach where the text is lower-cased."""
     added = tokenizer.get_added_tokens_decoder().values()
     if any(sum(not _plain(c) for c in token.content) < 2 for token in added):
         return {}
-    longest = tokenizer.model.max_input_chars_per_word
+    longest, lower = tokenizer.model.max_input_chars_per_word, tokenizer.normalizer.lowercase
     return {
         word: number.to_bytes(4, sys.byteorder)
         for word, number in tokenizer.get_vocab(with_added_tokens=False).items()
-        if (_plain(word) and len(word) <= longest) or (len(word) == 1 and word in punctuation)
+        if (_plain(word) and len(word) <= longest and not (lower and word != word.lower()))
+        or (len(word) == 1 and word in punctuation)
     }
 
 

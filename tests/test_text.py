@@ -350,6 +350,17 @@ def test_a_word_that_is_too_long_for_the_tokenizer_is_unknown_though_the_vocabul
     assert _ours(encoder, a, b, "longest_first", 512) == _judged(judge, a, b, "longest_first", 512)
 
 
+def test_a_capital_in_the_vocabulary_is_not_found_where_text_is_lower_cased(tmp_path, make_checkpoint):
+    stored = json.loads((make_checkpoint() / "tokenizer.json").read_text())
+    vocabulary = stored["model"]["vocab"]
+    vocabulary["The"] = len(vocabulary)
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(stored))
+    encoder = PairEncoder(path, 64)
+    encoder.warm_up()
+    assert encoder.encode([("The", "The.")]).ids.tolist() == [vocabulary[t] for t in ("the", "the", ".")]
+
+
 def test_the_vocabulary_is_not_forgotten(fresh):
     fresh.warm_up()
     whole = fresh._words._whole
