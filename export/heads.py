@@ -5,6 +5,8 @@
     two labels                         binary       softmax, positive 1
     more                               multiclass   softmax, no positive label
 
+BERT's own checkpoints, bert-base-uncased among them, call themselves BertForMaskedLM, and hold the NSP head.
+
 sentence-transformers leaves an `activation_fn` in a cross-encoder's config.json, or since its version 5 in a
 file beside it: what its own `predict` applies to the logits by default. Identity there is a way to report
 relevance, not a quantity that was fitted, so one label stays `binary`: the score is the sigmoid of that
@@ -26,6 +28,7 @@ _MOST = 2**16  # unnamed labels, which are given names
 CLASSIFIERS = {
     "BertForNextSentencePrediction": "cls.seq_relationship",
     "BertForPreTraining": "cls.seq_relationship",
+    "BertForMaskedLM": "cls.seq_relationship",
     "BertForSequenceClassification": "classifier",
 }
 

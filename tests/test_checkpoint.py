@@ -91,6 +91,19 @@ def test_the_harmless_extras_are_known_and_no_other(folder: Path) -> None:
         load_bert(read_checkpoint(folder))
 
 
+def test_berts_own_checkpoints_have_the_nsp_head_whatever_they_call_themselves(
+    make_checkpoint: Callable[..., Path], folder: Path
+) -> None:
+    _edit(folder / "config.json", architectures=["BertForMaskedLM"])
+    assert read_checkpoint(folder).head.kind == "nsp"
+    _same_network(folder, make_checkpoint())
+    weights = load_file(folder / "model.safetensors")
+    del weights["cls.seq_relationship.weight"]
+    save_file(weights, folder / "model.safetensors")
+    with pytest.raises(BundleError, match=r"cls\.seq_relationship\.weight is missing"):
+        load_bert(read_checkpoint(folder))
+
+
 def _spoil_missing(weights: dict[str, torch.Tensor]) -> None:
     del weights["bert.encoder.layer.1.attention.self.key.bias"]
 
