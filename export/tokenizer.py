@@ -10,6 +10,7 @@ refused. Tokens that the settings add are added. What fast tokenizers ignore in 
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -83,12 +84,11 @@ def max_tokens(folder: Path, positions: int) -> int:
     return min(positions, int(limit)) if sane else positions
 
 
-def check_parts(stored: dict[str, Any], path: Path) -> None:
-    """Raise `BundleError` unless what a tokenizer.json holds, read from `path`, is BERT's in every part."""
+def check_parts(tokenizer: Tokenizer, path: Path) -> None:
+    """Raise `BundleError` unless the tokenizer, read from `path`, is BERT's in every part."""
+    stored = json.loads(tokenizer.to_str())  # the file may leave names out: old ones have no model.type
     for part, expected in _BERT_PARTS.items():
-        found = stored.get(part) or {}
-        if not isinstance(found, dict):
-            raise BundleError(f"{path}: {part}: expected an object, got {found!r}")
+        found = stored[part] or {}
         for key, value in expected.items():
             if found.get(key) != value:
                 raise BundleError(
@@ -128,7 +128,7 @@ def _from_json(path: Path, settings: dict[str, Any]) -> Tokenizer:
     tokenizer.no_truncation()
     tokenizer.no_padding()
     if settings.get("tokenizer_class") in _BERT_CLASSES:
-        check_parts(read_object(path), path)
+        check_parts(tokenizer, path)
         tokenizer.normalizer = _normalizer(settings, path.parent)
     return tokenizer
 

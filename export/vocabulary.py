@@ -151,7 +151,7 @@ def check_vocabulary(tokenizer: Tokenizer, checkpoint: str | Path) -> None:
 
 def _tokenizer_of(folder: Path, rows: int) -> Tokenizer:
     tokenizer = read_tokenizer(folder, rows)
-    check_parts(json.loads(tokenizer.to_str()), folder / "tokenizer.json")
+    check_parts(tokenizer, folder / "tokenizer.json")
     _check_special(tokenizer.get_vocab(with_added_tokens=True), folder)
     return tokenizer
 
