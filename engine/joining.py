@@ -84,6 +84,7 @@ class Joiner:
         Raises:
             InputError: an option has no such value. A bad pair fails the future instead.
             Overloaded: too many pairs are waiting.
+            SegueError: as in `Engine.score`, or the system grants no thread.
         """
         self._engine._encode([], truncation, max_tokens)
         request = _Request(pairs, (truncation, max_tokens), len(self._engine.labels))
@@ -106,7 +107,11 @@ class Joiner:
                     )
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, name="segue-joiner", daemon=True)
-                self._thread.start()
+                try:
+                    self._thread.start()
+                except RuntimeError as error:
+                    self._thread = None  # the next request tries again
+                    raise SegueError(f"no thread to compute in: {error}") from error
                 atexit.register(self.close)  # else the process would end during a turn, and crash
             self._requests.append(request)
             self._waiting += len(pairs)

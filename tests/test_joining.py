@@ -281,6 +281,21 @@ def test_nothing_ends_the_thread(engine: Engine, joiner: Joiner, monkeypatch: py
     check(joiner.ask([(A, B)]).result(SECONDS), engine, [(A, B)])
 
 
+def test_where_the_system_grants_no_thread_a_request_says_so_and_a_later_one_is_answered(
+    engine: Engine, joiner: Joiner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refused)
+        with pytest.raises(SegueError, match=r"^no thread to compute in: can't start new thread$"):
+            joiner.ask([(A, B)])
+        joiner.close()
+    joiner.open()
+    check(joiner.ask([(A, B)]).result(SECONDS), engine, [(A, B)])
+
+
 def test_nothing_of_a_request_stays_once_it_is_answered(joiner: Joiner) -> None:
     class Pairs(list[Any]):  # a plain list allows no weak references
         pass
