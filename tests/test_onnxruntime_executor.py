@@ -259,6 +259,29 @@ def test_closed_meanwhile_it_ends_a_few_batches_and_says_so_of_many(bundle):
         list(executor.run(closing(executor, many)))
 
 
+def test_the_handler_of_a_signal_may_close_it_while_it_opens_the_second_session(bundle):
+    """As on SIGTERM. The handler runs in the thread that opens it, and must not wait for that."""
+    executor, said = _open(bundle), []
+    another = executor._another
+
+    def interrupted() -> Any:
+        opened = another()
+        executor.close()
+        return opened
+
+    def warm_up() -> None:
+        with pytest.raises(SegueError, match="this engine is closed") as caught:
+            list(executor.warm_up())
+        said.append(caught)
+
+    executor._another = interrupted
+    opening = threading.Thread(target=warm_up, daemon=True)
+    opening.start()
+    opening.join(20)
+    assert said
+    assert executor._single is executor._pool is None
+
+
 @pytest.mark.parametrize(("threads", "tokens"), [(1, 512), (2, 512), (4, 1024), (8, 2048), (64, 2048)])
 def test_a_batch_has_tokens_for_its_threads(bundle, threads, tokens):
     executor = _open(bundle, threads=threads)

@@ -10,7 +10,7 @@ from contextlib import suppress
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from threading import Lock, main_thread
+from threading import RLock, main_thread
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
@@ -87,7 +87,7 @@ class OnnxRuntimeExecutor:
         self._session, self._another, self._unchanged = session, another, unchanged
         self._single: Any = None
         self._pool: ThreadPoolExecutor | None = None
-        self._opening = Lock()
+        self._opening = RLock()  # a signal may come while a session is opened, and its handler close this
         self.device, self.threads, self.batch_tokens = device, threads, batch_tokens
         self._beside_tokens = beside_tokens or batch_tokens
         beside = f", {_MANY * threads} batches or more side by side" if another else ""
@@ -221,11 +221,12 @@ class OnnxRuntimeExecutor:
         """Return the single-threaded session and the threads for it."""
         with self._opening:
             if self._pool is None:
-                if self._another is None:
-                    raise SegueError(_CLOSED)
                 from concurrent.futures import ThreadPoolExecutor  # 10 ms that a single pair need not pay
 
-                self._single = self._another()
+                single = self._another and self._another()
+                if self._another is None:  # closed, perhaps by that handler
+                    raise SegueError(_CLOSED)
+                self._single = single
                 self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="segue")
             return self._single, self._pool
 
