@@ -116,7 +116,7 @@ class Joiner:
             self._requests.append(request)
             self._waiting += len(pairs)
             self._held += held
-            self._changed.notify()
+            self._changed.notify_all()  # one that a signal's exception interrupts may leave a waiter behind
         asked = weakref.ref(request)  # else it and its texts live until cycles are collected
         request.future.add_done_callback(lambda _: self._forget(asked()))
         return request.future
@@ -131,7 +131,7 @@ class Joiner:
             return  # the thread stayed in the process this was forked from, perhaps with the lock
         with self._changed:
             self._closed = True
-            self._changed.notify()
+            self._changed.notify_all()
             thread, self._thread = self._thread, None
         if thread is not None:
             thread.join()

@@ -296,6 +296,19 @@ def test_where_the_system_grants_no_thread_a_request_says_so_and_a_later_one_is_
     check(joiner.ask([(A, B)]).result(SECONDS), engine, [(A, B)])
 
 
+def test_a_request_is_answered_although_the_one_before_was_interrupted(
+    engine: Engine, joiner: Joiner
+) -> None:
+    """As by KeyboardInterrupt within `Condition.notify`, when the thread had been woken and was still listed
+    as waiting."""
+    joiner.ask([(A, B)]).result(SECONDS)
+    until(lambda: len(joiner._changed._waiters) == 1)
+    left = threading.Lock()
+    left.acquire()
+    joiner._changed._waiters.appendleft(left)
+    check(joiner.ask([(A, B)]).result(SECONDS), engine, [(A, B)])
+
+
 def test_nothing_of_a_request_stays_once_it_is_answered(joiner: Joiner) -> None:
     class Pairs(list[Any]):  # a plain list allows no weak references
         pass
