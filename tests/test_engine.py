@@ -656,6 +656,49 @@ threading.Thread(target=work).start()
         assert done.stdout == "(40,)\n", done.stderr
 
 
+def test_many_pairs_are_scored_while_the_process_begins_to_end(make_bundle):
+    """When the pool already refuses work and the main thread still waits for what it has begun."""
+    code = f"""
+import threading
+from segue import Engine
+engine = Engine.load({str(make_bundle())!r}, threads=2, max_batch_tokens=8)
+pairs = [("a " * n, "b") for n in range(40)]
+engine.score(pairs)
+_, pool = engine._executor._open_single()
+ended, going = threading.Event(), threading.Event()
+pool.submit(ended.wait)
+def work():
+    going.set()
+    while True:
+        try:
+            pool.submit(int)
+        except RuntimeError:
+            break
+    try:
+        print(threading.main_thread().is_alive(), engine.score(pairs).shape)
+    finally:
+        ended.set()
+threading.Thread(target=work).start()
+going.wait()
+"""
+    run = [sys.executable, "-c", code]
+    done = subprocess.run(run, capture_output=True, text=True, check=False, timeout=60)
+    assert done.stdout == "True (40,)\n", done.stderr
+
+
+def test_where_the_system_grants_no_thread_many_pairs_are_refused(make_bundle, monkeypatch):
+    def refused(_):
+        raise RuntimeError("can't start new thread")
+
+    pairs = [("a " * n, "b") for n in range(40)]
+    with Engine.load(make_bundle(), threads=2, max_batch_tokens=8, device="cpu") as engine:
+        with monkeypatch.context() as patched:
+            patched.setattr(threading.Thread, "start", refused)
+            with pytest.raises(SegueError, match=r"^onnxruntime has no threads: can't start new thread$"):
+                engine.score(pairs)
+        assert engine.score(pairs).shape == (40,)
+
+
 @pytest.mark.parametrize("call", ["score([('a', 'b')], progress=True)", "warmup(progress=True)"])
 def test_without_a_stderr_there_is_no_bar(make_bundle, call):
     code = f"""

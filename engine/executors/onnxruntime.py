@@ -10,7 +10,7 @@ from contextlib import suppress
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from threading import RLock, main_thread
+from threading import RLock
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
@@ -193,7 +193,7 @@ class OnnxRuntimeExecutor:
                         yield begun.popleft().result()
                     if self._another is None:  # closed, which shut the pool down
                         raise SegueError(_CLOSED) from None
-                    if main_thread().is_alive():
+                    if str(error).startswith("can't start"):  # else the pool takes no more
                         raise SegueError(f"onnxruntime has no threads: {error}") from error
                     yield self._logits(shared, batch)
                 if len(begun) == 2 * self.threads:
