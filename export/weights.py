@@ -26,6 +26,7 @@ _KINDS = (
 )
 # PEFT's. With it beside the weights, transformers changes them by the adapter's.
 _ADAPTER = "adapter_config.json"
+_POINTER = b"version https://git-lfs"
 _OLD_NAMES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
 
 
@@ -113,6 +114,9 @@ def _shards(index: Path) -> list[Path]:
 
 def _read(path: Path) -> dict[str, Tensor]:
     try:
+        with path.open("rb") as file:
+            if file.read(len(_POINTER)) == _POINTER:
+                raise ValueError("a pointer to them, of Git LFS: run `git lfs pull`")
         if path.suffix == ".safetensors":
             return load_file(path)
         weights = torch.load(path, map_location="cpu", weights_only=True)

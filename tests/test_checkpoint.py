@@ -192,6 +192,14 @@ class Boom:
         return (Path.touch, (Path("boom"),))
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_a_pointer_in_place_of_the_weights_is_told_from_broken_ones(folder: Path, name: str) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / name).write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    with pytest.raises(BundleError, match=rf"{name}: .*: a pointer to them, of Git LFS: run"):
+        load_bert(read_checkpoint(folder))
+
+
 def test_an_adapter_beside_the_weights_is_not_left_out_silently(folder: Path) -> None:
     (folder / "adapter_config.json").write_text("{}")
     with pytest.raises(
