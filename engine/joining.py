@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from itertools import chain
 from time import perf_counter
 from typing import Any
 
@@ -62,7 +63,7 @@ class Joiner:
         self._turn = max(_TURN_TOKENS, _TURN_BATCHES * engine.info.max_batch_tokens)
         self._longest = engine.info.max_tokens
         self._requests: deque[_Request] = deque()  # those with pairs not begun yet
-        self._waiting = self._held = 0  # pairs not begun yet, and their bytes
+        self._waiting = self._held = 0  # pairs not begun yet, and the bytes of their requests
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._closed = False
@@ -88,7 +89,6 @@ class Joiner:
         """
         self._engine._encode([], truncation, max_tokens)
         request = _Request(pairs, (truncation, max_tokens), len(self._engine.labels))
-        held = sum(request.sizes)
         with self._changed:
             if self._closed:
                 raise Closed(_CLOSED)
@@ -101,7 +101,7 @@ class Joiner:
                         f"{self._waiting} pairs are waiting, and {len(pairs)} more would be over "
                         f"{self._max_waiting}"
                     )
-                if self._held + held > _HELD:
+                if self._held + request.held > _HELD:
                     raise Overloaded(
                         f"pairs of {self._held} bytes are waiting, and these would be over {_HELD}"
                     )
@@ -115,7 +115,7 @@ class Joiner:
                 atexit.register(self.close)  # else the process would end during a turn, and crash
             self._requests.append(request)
             self._waiting += len(pairs)
-            self._held += held
+            self._held += request.held
             self._changed.notify_all()  # one that a signal's exception interrupts may leave a waiter behind
         asked = weakref.ref(request)  # else it and its texts live until cycles are collected
         request.future.add_done_callback(lambda _: self._forget(asked()))
@@ -143,9 +143,10 @@ class Joiner:
         if request is None:
             return
         with self._changed:
-            self._waiting -= request.left
-            self._held -= sum(request.sizes[request.begun :])
-            request.begun = len(request.pairs)
+            if request.left:
+                self._waiting -= request.left
+                self._held -= request.held
+                request.begun = len(request.pairs)
 
     def _work(self) -> None:
         while turn := self._next_turn():
@@ -180,12 +181,14 @@ class Joiner:
                 continue
             place = request.begin()
             self._waiting -= 1
-            self._held -= (size := request.sizes[place])
             turn.append((request, place))
+            size = request.sizes[place]
             most = _BYTES * (request.options[1] or self._longest)
             room -= min(size + _BYTES * MIN_TOKENS, most) + size // _READ
             if request.left:
                 self._requests.append(request)
+            else:
+                self._held -= request.held
         self._requests.extendleft(reversed(others))
         return turn
 
@@ -234,7 +237,9 @@ class _Request:
         self._logits = np.empty((len(pairs), labels), np.float32)
         self._tokens = np.empty(len(pairs), np.int64)
         self._truncated = np.empty(len(pairs), np.bool_)
-        self.sizes = [sum(len(text.encode(errors="surrogatepass")) for text in pair) for pair in pairs]
+        sizes = {text: len(text.encode(errors="surrogatepass")) for text in set(chain.from_iterable(pairs))}
+        self.sizes = [sizes[first] + sizes[second] for first, second in pairs]  # bytes of each pair
+        self.held = sum(sizes.values())  # bytes, until the last pair is begun: a text in many pairs is one
 
     @property
     def left(self) -> int:

@@ -213,7 +213,7 @@ def test_what_is_cancelled_is_not_computed(joiner: Joiner, gate: Gate) -> None:
     held = joiner._held
     assert gone.cancel()
     assert joiner.waiting == 3
-    assert joiner._held == held * 3 // 8
+    assert joiner._held == held // 2
     gate.open.set()
     stays.result(SECONDS)
     assert gate.turns == [1, 3]
@@ -255,6 +255,20 @@ def test_so_many_bytes_may_wait_and_no_more(
     gate.open.set()
     wait([first, large, fits], SECONDS)
     until(lambda: joiner.waiting == 0)
+    assert joiner._held == 0
+
+
+def test_a_text_in_many_pairs_is_held_once(
+    joiner: Joiner, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("segue.joining._HELD", 1000)
+    first = occupied(joiner, gate)
+    query = "a" * 500
+    documents = joiner.ask([(query, str(number)) for number in range(100)])
+    fits = joiner.ask([(A, B)])
+    assert documents.cancel()
+    gate.open.set()
+    wait([first, fits], SECONDS)
     assert joiner._held == 0
 
 
