@@ -156,6 +156,15 @@ def test_ragged_batches_are_as_onnx_runtime_has_them(engine, cpu, lengths):
     assert np.abs(found - wanted).max() <= 1e-4
 
 
+def test_a_token_id_beyond_the_table_is_refused(executor, cpu):
+    batch = pack(cpu._encoder.encode([("a b", "c")]).all(), np.array([0]))
+    batch.input_ids[1] = executor._words
+    with pytest.raises(SegueError, match=r"^batch: the token id \d+ is beyond the model's \d+ words$"):
+        list(executor.run([batch]))
+    batch.input_ids[1] -= 1
+    assert np.isfinite(next(executor.run([batch]))).all()
+
+
 @pytest.mark.parametrize("rounds", [False, True])
 def test_nothing_is_left_of_the_batch_before(executor, rounds):
     """Before each batch all memory is NaN, and all numbers are outside any table."""

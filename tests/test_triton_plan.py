@@ -228,6 +228,21 @@ def test_an_embedding_table_of_other_rows_than_the_model_s_is_refused(
         check_tables(plan, replace(dimensions, **{table: getattr(dimensions, table) + 1}), bundle)
 
 
+def test_a_table_of_segments_has_a_row_for_each_side(bundle: Path, plan: Plan) -> None:
+    name = plan.steps[0].inputs[4]
+    shorter = Plan(plan.steps, plan.weights | {name: plan.weights[name][:1]})
+    with pytest.raises(BundleError, match="expected embedding tables of"):
+        check_tables(shorter, replace(read_bundle(bundle).dimensions, token_types=1), bundle)
+
+
+def test_an_embedding_table_read_by_other_numbers_than_its_own_is_refused(bundle: Path, plan: Plan) -> None:
+    first, *others = plan.steps
+    ids, _, *tables = first.inputs
+    swapped = replace(first, inputs=(ids, ids, *tables))
+    with pytest.raises(BundleError, match="for input_ids, token_type_ids, position_ids, got"):
+        check_tables(Plan((first, swapped, *others), plan.weights), read_bundle(bundle).dimensions, bundle)
+
+
 def test_a_head_size_beyond_the_kernels_is_refused_when_the_file_is_read(tmp_path: Path) -> None:
     shapes = {"word": [9, 514], "type": [2, 514], "position": [9, 514], "w": [514], "b": [514]}
     shapes |= {"qkv": [1542, 514], "qkv_bias": [1542]}

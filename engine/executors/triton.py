@@ -70,6 +70,7 @@ class TritonExecutor:
         """Put the weights on the device and lay out the memory for batches of up to batch_tokens tokens, of
         pairs of up to `longest`."""
         self.precision, self.device, self.batch_tokens = precision, str(device), batch_tokens
+        self._words = plan.words
         dtype = _PRECISIONS[precision]
         library_rows = None if batch_invariant else LIBRARY_ROWS.get((target(device), dtype.itemsize))
         # The library also computes the rows that are not live: let there be few.
@@ -208,6 +209,8 @@ class TritonExecutor:
 
     def _start(self, batch: PackedBatch) -> Callable[[], _Logits]:
         """Start a batch; return a function that waits for its logits."""
+        if (highest := int(batch.input_ids.max(initial=0))) >= self._words:
+            raise SegueError(f"batch: the token id {highest} is beyond the model's {self._words} words")
         bounds = batch.cu_seqlens
         longest = int((bounds[1:] - bounds[:-1]).max()) if len(bounds) > 1 else 0
         exact = Bucket(len(batch.input_ids), len(bounds) - 1, longest)

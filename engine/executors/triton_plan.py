@@ -64,6 +64,11 @@ class Plan:
         """Columns of the logits."""
         return self.steps[-1].columns
 
+    @property
+    def words(self) -> int:
+        """Rows of the smallest table of words: a token id beyond them would be read from other memory."""
+        return min(len(self.weights[step.inputs[3]]) for step in self.steps if step.op == "embed")
+
 
 def read_plan(path: Path) -> Plan:
     """The plan of the packed graph in the ONNX file at `path`.
@@ -89,13 +94,17 @@ def read_plan(path: Path) -> Plan:
 
 
 def check_tables(plan: Plan, dimensions: Dimensions, path: Path) -> None:
-    """Raise BundleError if an embedding table of the graph at `path` has not as many rows as the model: ids
-    beyond them would be read from other memory."""
-    embed = next(step for step in plan.steps if step.op == "embed")
-    rows = {name: len(plan.weights[name]) for name in embed.inputs[3:6]}
-    expected = [dimensions.vocab_size, dimensions.token_types, dimensions.positions]
-    if [*rows.values()] != expected:
-        raise BundleError(f"{path}: expected embedding tables of {expected} rows, got {rows}")
+    """Raise BundleError if an embedding table of the graph at `path` has not as many rows as the model, or is
+    read by other numbers than its own: those beyond it would be read from other memory."""
+    expected = [dimensions.vocab_size, max(dimensions.token_types, 2), dimensions.positions]  # two sides
+    for step in plan.steps:
+        if step.op == "embed":
+            rows = {name: len(plan.weights[name]) for name in step.inputs[3:6]}
+            if step.inputs[:3] != INPUTS[:3] or [*rows.values()] != expected:
+                raise BundleError(
+                    f"{path}: expected embedding tables of {expected} rows for {', '.join(INPUTS[:3])}, "
+                    f"got {rows} for {', '.join(step.inputs[:3])}"
+                )
 
 
 def read_steps(graph: onnx.GraphProto, path: Path) -> tuple[Step, ...]:
