@@ -54,7 +54,7 @@ def explanation_text(seen: Explanation) -> str:
 
 def describe(record: Mapping[str, Any]) -> str:
     """Return a line for each value of a nested record, `key.key  value`."""
-    lines = [(name, printable(value)) for name, value in _flat(record, "")]
+    lines = [(printable(name), printable(value)) for name, value in _flat(record, "")]
     return "".join(f"{line}\n" for line in aligned(lines, left=(0, 1)))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from segue.terminal import say
+from segue.terminal import printable, say
 
 __all__ = ["add_arguments", "run"]
 
@@ -63,7 +63,8 @@ def run(arguments: argparse.Namespace) -> int:
     size = sum((out / name).stat().st_size for name in manifest.files)
     positive = "none" if head.positive is None else head.labels[head.positive]
     say(f"{arguments.out}: {size / 1e6:.1f} MB, {manifest.precision}, {manifest.layout}\n")
-    say(f"head: {head.kind}, labels {', '.join(head.labels)}; score reports {positive}\n")
+    labels = f"labels {', '.join(head.labels)}; score reports {positive}"
+    say(f"head: {head.kind}, {printable(labels)}\n")
     distance = f"logits within {parity['max_relative_logit_difference']:.1e} (relative)"
     if head.kind != "regression":  # which has no probabilities
         distance = f"probabilities within {parity['max_probability_difference']:.1e}, {distance}"

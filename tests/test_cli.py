@@ -557,6 +557,7 @@ def test_a_description_cannot_move_the_cursor() -> None:
     assert describe({"name": "a\x1b[2Jb\nc", "plan": ["one", "two"]}) == (
         "name  a\\x1b[2Jb\\nc\nplan  one\n      two\n"
     )
+    assert describe({"source": {"a\x1b[2Jb\nc": "d"}}) == "source.a\\x1b[2Jb\\nc  d\n"
 
 
 @pytest.mark.parametrize(

@@ -352,7 +352,7 @@ def test_the_command(
 ) -> None:
     parser = argparse.ArgumentParser()
     command.add_arguments(parser)
-    checkpoint = make_checkpoint(architecture="BertForSequenceClassification", num_labels=1, layers=1)
+    checkpoint = make_checkpoint(architecture="BertForSequenceClassification", labels=["x\x1b[2J"], layers=1)
     out = tmp_path / "out"
     arguments = parser.parse_args(
         [str(checkpoint), str(out), "--precision", "float16", "--head", "regression"]
@@ -362,7 +362,7 @@ def test_the_command(
     printed = capsys.readouterr()
     assert printed.out.startswith(f"{out}: 0.")
     assert "float16, packed" in printed.out
-    assert "head: regression, labels LABEL_0; score reports LABEL_0" in printed.out
+    assert "head: regression, labels x\\x1b[2J; score reports x\\x1b[2J" in printed.out
     assert "pairs of 3 to 512 tokens: logits within" in printed.out
     assert printed.err == ""  # the exporter's remarks stay inside
     assert json.loads((out / "segue.json").read_text())["head"]["kind"] == "regression"
