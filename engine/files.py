@@ -20,6 +20,7 @@ from segue.errors import InputError
 __all__ = ["STREAM", "destination", "discard_output", "source"]
 
 STREAM = "-"
+_RIGHTS = 0o666  # of a new file, less the umask
 
 
 @contextmanager
@@ -61,7 +62,8 @@ def destination(path: str) -> Iterator[BinaryIO]:
     if target.exists() and not os.access(target, os.W_OK):
         raise InputError(f"{path}: permission denied")
     partial = target.with_name(f".segue-{secrets.token_hex(6)}.part")
-    with _opened(partial, path, "xb") as file:
+    rights = target.stat().st_mode if target.exists() else _RIGHTS  # while it grows, no more than in the end
+    with _opened(partial, path, "xb", rights) as file:
         try:
             yield file
             file.flush()
@@ -94,9 +96,9 @@ def _standard(stream: Any, name: str) -> BinaryIO:
     return found
 
 
-def _opened(path: str | Path, name: str, mode: str) -> BinaryIO:
+def _opened(path: str | Path, name: str, mode: str, rights: int = _RIGHTS) -> BinaryIO:
     try:
-        return open(path, mode)  # type: ignore[return-value]
+        return open(path, mode, opener=lambda file, flags: os.open(file, flags, rights))  # type: ignore[return-value]
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
         why = error.strerror if isinstance(error, OSError) else None
         raise InputError(f"{name}: {(why or str(error)).lower()}") from error

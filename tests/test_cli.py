@@ -29,6 +29,7 @@ import pytest
 
 from segue import Engine, ExecutorUnavailable
 from segue.cli import _needs, _stoppable, main
+from segue.files import destination
 from segue.terminal import describe, explanation_text
 
 PAIRS = [
@@ -302,6 +303,13 @@ def test_a_file_is_replaced_only_by_a_whole_one(score: Run, tmp_path: Path) -> N
     assert out.read_bytes().count(b"\n") == len(PAIRS)
     assert stat.S_IMODE(out.stat().st_mode) == 0o640
     assert partial_files(tmp_path) == []
+
+
+def test_what_replaces_a_private_file_is_private_while_it_is_written(tmp_path: Path) -> None:
+    write(tmp_path / "scores.tsv", b"").chmod(0o600)
+    with destination(str(tmp_path / "scores.tsv")):
+        (growing,) = tmp_path.glob(".segue-*")
+        assert stat.S_IMODE(growing.stat().st_mode) == 0o600
 
 
 def test_a_new_file_has_the_usual_permissions_and_a_link_stays_one(score: Run, tmp_path: Path) -> None:
