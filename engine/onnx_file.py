@@ -70,6 +70,8 @@ def _fields(data: mmap.mmap, start: int, end: int) -> Iterator[tuple[int, int, i
     at = start
     while at < end:
         key, at = _varint(data, at)
+        if key >> 32:  # protobuf's own readers refuse it, or read the lower 32 bits
+            raise IndexError
         wire = key & 7
         if wire == _LENGTH_DELIMITED:
             size, at = _varint(data, at)

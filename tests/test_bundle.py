@@ -166,6 +166,20 @@ def test_external_data_that_is_no_file_of_the_bundle_is_refused(bundle, location
         Engine.load(bundle)
 
 
+def test_external_data_cannot_hide_behind_a_number_of_more_than_32_bits(bundle):
+    """ONNX Runtime reads a field's number without its upper bits, and so would find the file."""
+    _with_external_data(bundle, "inside.data")
+    model = onnx.load(bundle / MODEL, load_external_data=False)
+    graph = onnx.ModelProto(graph=model.graph).SerializeToString()
+    assert graph[0] == 7 << 3 | 2
+    model.ClearField("graph")
+    long = b"\xba\x80\x80\x80\x10"  # the same, and bit 32
+    (bundle / MODEL).write_bytes(model.SerializeToString() + long + graph[1:])
+    _seal(bundle)
+    with pytest.raises(BundleError, match="not an ONNX file, or cut short"):
+        Engine.load(bundle)
+
+
 def test_external_data_that_the_bundle_lists_is_read(bundle):
     before = Engine.load(bundle).score([("the man", "went")])
     _with_external_data(bundle, "inside.data")
