@@ -78,9 +78,17 @@ class Joiner:
         return self._waiting
 
     def ask(
-        self, pairs: Sequence[Pair], *, truncation: str = "longest_first", max_tokens: int | None = None
+        self,
+        pairs: Sequence[Pair],
+        *,
+        truncation: str = "longest_first",
+        max_tokens: int | None = None,
+        least_held: int = 0,
     ) -> Future[Answer]:
         """Return a future of the answer for pairs of strings. Cancelling it saves the work.
+
+        Args:
+            least_held: bytes that the caller holds until then, if these are more than the texts.
 
         Raises:
             InputError: an option has no such value. A bad pair fails the future instead.
@@ -88,7 +96,7 @@ class Joiner:
             SegueError: as in `Engine.score`, or the system grants no thread.
         """
         self._engine._encode([], truncation, max_tokens)
-        request = _Request(pairs, (truncation, max_tokens), len(self._engine.labels))
+        request = _Request(pairs, (truncation, max_tokens), len(self._engine.labels), least_held)
         with self._changed:
             if self._closed:
                 raise Closed(_CLOSED)
@@ -229,7 +237,9 @@ class Joiner:
 class _Request:
     """Pairs that one caller asked for, and what is known of them."""
 
-    def __init__(self, pairs: Sequence[Pair], options: tuple[str, int | None], labels: int) -> None:
+    def __init__(
+        self, pairs: Sequence[Pair], options: tuple[str, int | None], labels: int, least_held: int
+    ) -> None:
         self.pairs, self.options = pairs, options
         self.future: Future[Answer] = Future()
         self.begun = self._ended = 0
@@ -239,7 +249,8 @@ class _Request:
         self._truncated = np.empty(len(pairs), np.bool_)
         sizes = {text: len(text.encode(errors="surrogatepass")) for text in set(chain.from_iterable(pairs))}
         self.sizes = [sizes[first] + sizes[second] for first, second in pairs]  # bytes of each pair
-        self.held = sum(sizes.values())  # bytes, until the last pair is begun: a text in many pairs is one
+        # bytes, until the last pair is begun: a text in many pairs is one
+        self.held = max(sum(sizes.values()), least_held)
 
     @property
     def left(self) -> int:

@@ -535,6 +535,25 @@ def test_who_comes_too_late_is_told_to_come_back(engine: Engine, monkeypatch: py
         assert client("/score", A_B)[0] == 200
 
 
+def test_documents_that_will_come_back_are_held_with_all_their_fields(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("segue.joining._HELD", 1000)
+    gate = Gate(engine, monkeypatch)
+    body = {"query": "a", "documents": [{"text": "b", "lists": [[]] * 300}]}
+    with serving(create_app(engine)) as client:
+        first, _ = in_background(client, "/score", {"queries": "a", "documents": "b"})
+        assert gate.reached.wait(SECONDS)
+        second, replies = in_background(client, "/v2/rerank", body)
+        until(lambda: waiting(client) == 1)
+        status, _, answer = client("/v2/rerank", body | {"return_documents": True})
+        assert (status, answer["error_type"]) == (429, "Overloaded")
+        gate.open.set()
+        for thread in (first, second):
+            thread.join(SECONDS)
+        assert replies[0][0] == 200
+
+
 def test_for_a_client_that_has_gone_nothing_is_computed(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

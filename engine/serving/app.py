@@ -140,7 +140,9 @@ class Service:
 
     async def answer(self, read: Callable[[Body], Asked], request: Request) -> Response:
         """Score what a request asks for."""
-        asked = read(Body(await _body(request, self._max_body_bytes)))
+        body = await _body(request, self._max_body_bytes)
+        asked, size = read(Body(body)), len(body)
+        del body
         if asked.positive:
             positive_column(self._head)
         limit = self._engine.info.max_tokens
@@ -157,7 +159,7 @@ class Service:
             raise HTTPException(413, f"{asked.name}: a text of {most} characters, more than {_TEXT}")
         if len(asked.pairs) > self._max_pairs:
             raise HTTPException(413, f"{asked.name}: {len(asked.pairs)} pairs, more than {self._max_pairs}")
-        answer = await self._answer(asked, request)
+        answer = await self._answer(asked, request, size if asked.documents else 0)
         self._metrics.scored(answer)
         content = asked.write(asked, answer, self._head, self.name)
         try:
@@ -230,10 +232,12 @@ class Service:
             logging.getLogger("segue").exception("%s failed", request.scope["path"])
             return _error(500, _said(error))
 
-    async def _answer(self, asked: Asked, request: Request) -> Answer:
-        """Wait for the answer; give up if the client disconnects."""
+    async def _answer(self, asked: Asked, request: Request, held: int) -> Answer:
+        """Wait for the answer, holding bytes besides the texts; give up if the client disconnects."""
         try:
-            future = self._joiner.ask(asked.pairs, truncation=asked.truncation, max_tokens=asked.max_tokens)
+            future = self._joiner.ask(
+                asked.pairs, truncation=asked.truncation, max_tokens=asked.max_tokens, least_held=held
+            )
         except (InputError, Overloaded, Closed):
             raise
         except SegueError as error:  # the engine is closed, or was loaded before a fork
