@@ -54,7 +54,9 @@ def exported(source: Path, precision: str) -> Path:
     try:
         if (bundle / MANIFEST).is_file():
             return bundle
-        folder.mkdir(parents=True, exist_ok=True)
+        # The user's own cache is private, as weights may be; a folder that was named may be for others too.
+        mode = 0o777 if os.environ.get("SEGUE_CACHE") else 0o700
+        folder.mkdir(mode, parents=True, exist_ok=True)
         TemporaryDirectory(dir=folder).cleanup()  # a folder that exists may not be writable
     except OSError as error:
         raise _no_place(folder, error.strerror) from error

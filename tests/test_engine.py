@@ -471,6 +471,29 @@ def test_a_cache_that_fills_up_is_named(make_checkpoint, tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == [".lock"]
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="folders have no such mode there")
+@pytest.mark.parametrize(
+    ("variable", "folder", "mode"),
+    [
+        ("XDG_CACHE_HOME", "segue", 0o700),
+        ("SEGUE_CACHE", ".", 0o755),
+    ],
+)
+def test_only_a_cache_that_was_named_is_for_other_users(
+    variable, folder, mode, make_checkpoint, tmp_path, monkeypatch
+):
+    monkeypatch.delenv("SEGUE_CACHE", raising=False)
+    monkeypatch.setenv(variable, str(tmp_path / "cache"))
+    monkeypatch.setattr("segue.export.publish.save_graph", lambda *_: (_ for _ in ()).throw(BundleError("")))
+    before = os.umask(0o022)
+    try:
+        with pytest.raises(BundleError):
+            Engine.load(make_checkpoint())
+    finally:
+        os.umask(before)
+    assert (tmp_path / "cache" / folder).stat().st_mode & 0o777 == mode
+
+
 def test_a_cache_that_takes_nothing_is_named(make_checkpoint, tmp_path, monkeypatch):
     real = os.mkdir
 
