@@ -28,7 +28,7 @@ def cgroup_quota(
     group.
     """
     try:
-        lines = membership.read_text().splitlines()
+        lines = os.fsdecode(membership.read_bytes()).splitlines()
     except OSError:
         return None
     quotas = []
@@ -49,10 +49,10 @@ def cgroup_quota(
 def _quota(group: Path) -> float | None:
     try:
         if (group / "cpu.max").exists():
-            limit, period = (group / "cpu.max").read_text().split()
+            limit, period = (group / "cpu.max").read_text(encoding="ascii").split()
         else:
-            limit = (group / "cpu.cfs_quota_us").read_text().strip()
-            period = (group / "cpu.cfs_period_us").read_text().strip()
+            limit = (group / "cpu.cfs_quota_us").read_text(encoding="ascii").strip()
+            period = (group / "cpu.cfs_period_us").read_text(encoding="ascii").strip()
         return None if limit in ("max", "-1") else int(limit) / int(period)
     except (OSError, ValueError, ZeroDivisionError):
         return None

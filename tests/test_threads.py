@@ -45,6 +45,12 @@ def test_the_smallest_quota_of_the_group_and_those_above_counts(tmp_path, member
     assert cgroup_quota(tmp_path / "membership", tmp_path / "root") == quota
 
 
+def test_a_group_s_name_need_not_be_text(tmp_path):
+    (tmp_path / "membership").write_bytes(b"0::/caf\xe9\n")
+    _write(tmp_path, {"cpu.max": "200000 100000\n"})
+    assert cgroup_quota(tmp_path / "membership", tmp_path) == 2
+
+
 def test_without_control_groups_there_is_no_quota(tmp_path):
     assert cgroup_quota(tmp_path / "absent", tmp_path) is None
 
