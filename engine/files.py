@@ -21,6 +21,7 @@ __all__ = ["STREAM", "destination", "discard_output", "source"]
 
 STREAM = "-"
 _RIGHTS = 0o666  # of a new file, less the umask
+_STDOUT = (STREAM, "/dev/stdout")  # the second, on a file, would lead to its name, and replace what it holds
 
 
 @contextmanager
@@ -39,15 +40,15 @@ def source(path: str) -> Iterator[tuple[BinaryIO, str]]:
 
 @contextmanager
 def destination(path: str) -> Iterator[BinaryIO]:
-    """Open `path` for writing, "-" for stdout. A file appears when the block ends well, and never otherwise.
+    """Open `path` for writing, "-" or /dev/stdout for stdout.
 
-    It then replaces one that is there already, keeping its permissions. Links are followed; a device or
-    a pipe is written to directly.
+    A file appears when the block ends well, and never otherwise. It then replaces one that is there already,
+    keeping its permissions. Links are followed; a device or a pipe is written to directly.
 
     Raises:
         InputError: it is a folder, there is no such folder, or no permission to write.
     """
-    if path == STREAM:
+    if path in _STDOUT:
         stream = _standard(sys.stdout, "stdout")
         yield stream
         stream.flush()
@@ -55,7 +56,7 @@ def destination(path: str) -> Iterator[BinaryIO]:
     given, target = Path(path), Path(os.path.realpath(path))
     if given.is_dir():
         raise InputError(f"{path}: is a directory")
-    if given.exists() and not given.is_file():  # /dev/stdout on a pipe: a link to what has no path
+    if given.exists() and not given.is_file():  # /dev/fd/N on a pipe: a link to what has no path
         with _opened(given, path, "wb") as file:
             yield file
         return

@@ -348,9 +348,18 @@ def test_a_device_is_written_to_and_not_replaced(score: Run) -> None:
 @pytest.mark.skipif(not os.path.exists("/dev/fd"), reason="needs /dev/fd")
 def test_a_pipe_under_the_name_of_a_file_is_written_to(score: Run, bundle: Path, tmp_path: Path) -> None:
     pairs = write(tmp_path / "pairs.tsv", TSV)
-    process = start("score", pairs, "--model", bundle, "-o", "/dev/stdout", stdout=subprocess.PIPE)
+    process = start("score", pairs, "--model", bundle, "-o", "/dev/fd/1", stdout=subprocess.PIPE)
     out, _ = process.communicate()
     assert (process.returncode, out.decode()) == (0, score(pairs)[1])
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/stdout"), reason="needs /dev/stdout")
+def test_stdout_by_its_name_adds_to_what_a_file_holds(score: Run, bundle: Path, tmp_path: Path) -> None:
+    pairs, all_scores = write(tmp_path / "pairs.tsv", TSV), write(tmp_path / "scores.tsv", b"earlier\n")
+    with all_scores.open("ab") as file:
+        process = start("score", pairs, "--model", bundle, "-o", "/dev/stdout", stdout=file)
+    assert process.wait() == 0
+    assert all_scores.read_text(encoding="utf-8") == "earlier\n" + score(pairs)[1]
 
 
 @pytest.mark.parametrize(("redirection", "name"), [("<&-", "stdin"), (">&-", "stdout")])
