@@ -830,6 +830,22 @@ except ExecutorUnavailable as error:
     assert re.match(r"executor='onnxruntime': cannot import name .* neither is whole: pip", done.stdout)
 
 
+def test_a_signal_while_onnxruntime_is_imported_ends_the_process(make_bundle):
+    """Its extension module makes an ImportError of what a signal's handler raises."""
+    code = f"""
+import sys
+class Interrupted:
+    def find_spec(self, name, *_):
+        if name == "onnxruntime":
+            raise ImportError("initialization failed") from SystemExit(143)
+sys.meta_path.insert(0, Interrupted())
+from segue import Engine
+Engine.load({str(make_bundle())!r}, executor="onnxruntime")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (143, "")
+
+
 @pytest.mark.parametrize(("threads", "most"), [(1, 1024), (2, 2048), (64, 8192)])
 def test_the_windows_of_a_stream_are_some_seconds_of_work(engine, monkeypatch, threads, most):
     monkeypatch.setattr(engine._executor, "threads", threads)

@@ -118,6 +118,8 @@ def open_executor(
     try:
         from segue.executors.onnxruntime import OnnxRuntimeExecutor
     except ImportError as error:
+        if isinstance(error.__cause__, SystemExit | KeyboardInterrupt):  # a signal came meanwhile
+            raise error.__cause__ from None
         if find_spec("onnxruntime") is not None:
             raise ExecutorUnavailable(
                 f"executor='onnxruntime': {error}. Where onnxruntime and onnxruntime-gpu were both "
