@@ -43,6 +43,15 @@ def _word_by_word(tokenizer: Tokenizer) -> bool:
     )
 
 
+def _bar(tokenizer: Tokenizer) -> int | None:
+    """The id of "|", which stands between words of a text to separate their ids: that of [UNK] where the
+    vocabulary has no "|", as one trained on prose; None where it has neither."""
+    number: int | None = tokenizer.token_to_id("|")
+    if number is None:
+        number = tokenizer.token_to_id(tokenizer.model.unk_token)
+    return number
+
+
 def _whole_words(tokenizer: Tokenizer) -> dict[str, bytes]:
     """The ids, as int32, of words of ASCII letters and digits that WordPiece finds whole, and of ASCII marks;
     nothing if an added token could be found within a word and a mark after it. A cased vocabulary's capitals
@@ -92,8 +101,7 @@ class Words:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        # Stands between words of a text: its id separates theirs.
-        self._bar = tokenizer.token_to_id("|") if _word_by_word(tokenizer) else None
+        self._bar = _bar(tokenizer) if _word_by_word(tokenizer) else None
         self._splits = 0 if self._bar is None else -1
         # How many ids at the end of a text might differ if the text went on; None: any.
         self.tail = None if self._bar is None else _longest_word(tokenizer)

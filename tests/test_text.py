@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tokenizers import BertWordPieceTokenizer
 
 import segue.words
 from segue import BundleError, InputError
@@ -408,6 +409,21 @@ def test_words_with_a_bar_are_read_one_by_one(fresh):
     assert sorted(alone) == ["a|b", "man", "the", "|"]
     bar, *_ = fresh._tokenizer.encode("|", add_special_tokens=False).ids
     assert (encoded.ids == bar).sum() == 3
+
+
+def test_a_vocabulary_without_a_bar_is_read_word_by_word_too(tmp_path):
+    """As one that was trained on prose, of whose long texts the beginning is enough as well."""
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abc", "##b"]
+    tokenizer = BertWordPieceTokenizer({token: i for i, token in enumerate(vocabulary)})
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    encoder = PairEncoder(tmp_path / "tokenizer.json", 16)
+    for text in ("a ab c", "a|b | c", "a x [UNK] c", "| |", "x", ""):
+        expected = encoder._tokenizer.encode(text, "b").ids
+        encoded = encoder.encode([(text, "b")])
+        assert pack(encoded, np.array([0])).input_ids.tolist() == expected
+    reader = _reader(encoder)
+    assert encoder.encode([("bc " * 100_000, "b")]).truncated == 1
+    assert sum(map(len, reader.texts)) < 10_000
 
 
 def test_more_words_and_sentences_than_go_at_once(tokenizers):
