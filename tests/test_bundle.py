@@ -189,7 +189,7 @@ def test_external_data_that_the_bundle_lists_is_read(bundle):
 
 
 def test_locations_are_found_wherever_a_tensor_may_stand(tmp_path):
-    """In an initializer, a constant node, a subgraph, a function and a sparse tensor."""
+    """In an initializer, a constant node, a subgraph, a function and a sparse tensor; after an unknown field."""
 
     def tensor(location: str) -> onnx.TensorProto:
         proto = onnx.TensorProto(
@@ -214,7 +214,8 @@ def test_locations_are_found_wherever_a_tensor_may_stand(tmp_path):
     function.attribute_proto.append(onnx.helper.make_attribute("default", tensor("default")))
     model = onnx.helper.make_model(graph, functions=[function])
     path = tmp_path / MODEL
-    path.write_bytes(model.SerializeToString())
+    unknown = b"\xa1\x06" + bytes(8)  # field 100, of eight bytes
+    path.write_bytes(unknown + model.SerializeToString())
     found = external_data_locations(path)
     assert found == {"branch", "node", "initializer", "values", "indices", "function", "default"}
 

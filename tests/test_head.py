@@ -70,6 +70,7 @@ def test_unknown_outputs_are_refused(output):
         ("multiclass", ("a",), 0, "softmax"),
         ("regression", ("a",), 0, "sigmoid"),
         ("regression", ("a", "b"), 0, "identity"),
+        ("regression", ("a", "b"), 0, "softmax"),
         ("pointwise", ("a",), 0, "sigmoid"),
     ],
 )
