@@ -50,6 +50,7 @@ def test_what_is_written_is_read(bundle, tmp_path):
         (lambda data: data.update(format=2), "format 2 is newer than this segue reads"),
         (lambda data: data.update(format="1"), "format: expected an integer"),
         (lambda data: data.update(format=True), "format: expected an integer"),
+        (lambda data: data.update(format=0), "format: expected an integer from 1, got 0"),
         (lambda data: data.pop("format"), "format: expected an integer from 1, got None"),
         (lambda data: data.pop("head"), "head: missing"),
         (lambda data: data["head"].pop("positive"), "head.positive: missing"),
@@ -189,7 +190,7 @@ def test_external_data_that_the_bundle_lists_is_read(bundle):
 
 
 def test_locations_are_found_wherever_a_tensor_may_stand(tmp_path):
-    """In an initializer, a constant node, a subgraph, a function and a sparse tensor; after an unknown field."""
+    """In an initializer, a constant node, a subgraph, a function and a sparse tensor, past an unknown field."""
 
     def tensor(location: str) -> onnx.TensorProto:
         proto = onnx.TensorProto(

@@ -543,6 +543,13 @@ def test_a_tokenizer_that_reads_word_by_word_may_have_tokens_of_its_own(tmp_path
         assert _ours(encoder, a, b, "longest_first", 512) == _judged(judge, a, b, "longest_first", 512)
 
 
+def test_a_tokenizer_may_have_no_added_tokens(tmp_path, make_checkpoint):
+    source, path = make_checkpoint() / "tokenizer.json", tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(json.loads(source.read_bytes()) | {"added_tokens": []}))
+    usual, bare = (PairEncoder(file, 512).encode([("the man", "went home.")]).ids for file in (source, path))
+    assert bare.tolist() == usual.tolist()
+
+
 @pytest.mark.parametrize("content", ["an", "e.", "."])
 def test_a_token_that_may_stand_within_a_word_is_found_there(tmp_path, make_checkpoint, content):
     """Though the vocabulary has the whole word."""
