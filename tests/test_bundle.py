@@ -190,7 +190,7 @@ def test_external_data_that_the_bundle_lists_is_read(bundle):
 
 
 def test_locations_are_found_wherever_a_tensor_may_stand(tmp_path):
-    """In an initializer, a constant node, a subgraph, a function and a sparse tensor, past an unknown field."""
+    """In an initializer, a constant, a subgraph, a function and a sparse tensor, after an unknown field."""
 
     def tensor(location: str) -> onnx.TensorProto:
         proto = onnx.TensorProto(
