@@ -249,10 +249,11 @@ def test_rank_refuses_by_name(engine, arguments, words):
 
 
 def test_a_head_without_a_positive_label_predicts_but_does_not_score(make_bundle):
-    engine = Engine.load(make_bundle(**HEADS["five labels"]), threads=1)
-    for call in (lambda: engine.score([]), lambda: engine.rank("q", []), lambda: engine.score_iter([])):
+    engine, unread = Engine.load(make_bundle(**HEADS["five labels"]), threads=1), iter(["a"])
+    for call in (lambda: engine.score([]), lambda: engine.rank("q", unread), lambda: engine.score_iter([])):
         with pytest.raises(InputError, match="none is declared positive"):
             call()
+    assert list(unread) == ["a"]
     assert engine.predict([("a", "b")]).shape == (1, len(engine.labels)) == (1, 5)
     assert engine.explain("a", "b").score is None
 
