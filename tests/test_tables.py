@@ -98,6 +98,12 @@ def test_reading(data, format, options, expected):
     assert texts(data, format, **options) == expected
 
 
+@pytest.mark.parametrize(("data", "format", "told"), [(b"a\tb\n", "tsv", 1), (b"a,b\nc,d\n", "csv", 0)])
+def test_names_of_columns_are_suspected_only_where_texts_are_expected(caplog, data, format, told):
+    texts(data, format)
+    assert len(caplog.records) == told
+
+
 @pytest.mark.parametrize("format", ["tsv", "csv", "jsonl"])
 @pytest.mark.parametrize("data", [b"", b"\n\r\n", b"\xef\xbb\xbf"])
 def test_an_empty_file_is_an_empty_table_and_an_empty_output(format, data):
