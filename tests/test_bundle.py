@@ -204,7 +204,9 @@ def test_locations_are_found_wherever_a_tensor_may_stand(tmp_path):
         return onnx.helper.make_node("Constant", [], ["c"], value=tensor(location))
 
     branch = onnx.helper.make_graph([constant("branch")], "branch", [], [])
-    node = onnx.helper.make_node("If", ["x"], ["y"], then_branch=branch)
+    others = onnx.helper.make_graph([constant("graphs")], "graphs", [], [])
+    lists = {"graphs": [others], "tensors": [tensor("tensors")]}
+    node = onnx.helper.make_node("If", ["x"], ["y"], then_branch=branch, **lists)
     graph = onnx.helper.make_graph(
         [node, constant("node")], "graph", [], [], initializer=[tensor("initializer")]
     )
@@ -218,7 +220,7 @@ def test_locations_are_found_wherever_a_tensor_may_stand(tmp_path):
     unknown = b"\xa1\x06" + bytes(8)  # field 100, of eight bytes
     path.write_bytes(unknown + model.SerializeToString())
     found = external_data_locations(path)
-    assert found == {"branch", "node", "initializer", "values", "indices", "function", "default"}
+    assert found == {"branch", "node", "initializer", "values", "indices", "function", "default", *lists}
 
 
 def _nested(depth: int) -> bytes:
