@@ -3,7 +3,6 @@ or a bundle that is wanted in int8."""
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import logging
 import os
@@ -16,6 +15,7 @@ from tempfile import TemporaryDirectory
 from segue import __version__
 from segue.bundle import MANIFEST
 from segue.errors import BundleError, ExecutorUnavailable, SegueError, install
+from segue.files import FULL
 
 __all__ = ["cache_folder", "exported"]
 
@@ -76,7 +76,7 @@ def exported(source: Path, precision: str) -> Path:
             if not (bundle / MANIFEST).is_file():  # else another exported it where nothing locks: use that
                 raise
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if error.errno not in FULL:
                 raise
             raise _no_place(folder, error.strerror) from error
     return bundle

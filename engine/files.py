@@ -6,6 +6,7 @@ also be the file that is being read. Knows nothing about what is inside.
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import shutil
@@ -17,9 +18,10 @@ from typing import Any, BinaryIO
 
 from segue.errors import InputError
 
-__all__ = ["STREAM", "destination", "discard_output", "source"]
+__all__ = ["FULL", "STREAM", "destination", "discard_output", "full_disk_named", "source"]
 
 STREAM = "-"
+FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)  # the disk, a limit on files, or a user's quota
 _RIGHTS = 0o666  # of a new file, less the umask
 _STDOUT = (STREAM, "/dev/stdout")  # the second, on a file, would lead to its name, and replace what it holds
 
@@ -50,9 +52,28 @@ def destination(path: str) -> Iterator[BinaryIO]:
     """
     if path in _STDOUT:
         stream = _standard(sys.stdout, "stdout")
-        yield stream
-        stream.flush()
+        with full_disk_named("stdout"):
+            yield stream
+            stream.flush()
         return
+    with full_disk_named(path), _file(path) as file:
+        yield file
+
+
+@contextmanager
+def full_disk_named(path: str | Path) -> Iterator[None]:
+    """Name `path` in the error of a write for which there is no room; by itself it names no file."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in FULL and error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+@contextmanager
+def _file(path: str) -> Iterator[BinaryIO]:
+    """As `destination`, but for stdout."""
     given, target = Path(path), Path(os.path.realpath(path))
     if given.is_dir():
         raise InputError(f"{path}: is a directory")

@@ -35,6 +35,7 @@ from segue.export.evaluation import ALL, KINDS, PairSet, distance, drawn_set, me
 from segue.export.evaluation_report import report
 from segue.export.reliability import draw_reliability
 from segue.export.token_store import write_tokens
+from segue.files import destination
 from segue.terminal import say
 from segue.text import PairEncoder
 
@@ -268,7 +269,8 @@ def _torch_side(checkpoint: Path | None, options: dict[str, Any]) -> tuple[Modul
 
 
 def _write(metrics: dict[str, Any], out: Path) -> None:
-    (out / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
+    with destination(str(out / "metrics.json")) as file:
+        file.write(f"{json.dumps(metrics, indent=1)}\n".encode())
     if not draw_reliability(metrics["next_sentence"], out / "reliability.png"):
         logging.getLogger("segue").warning(
             "no reliability.png: matplotlib is not installed: pip install 'segue[train]'"

@@ -27,6 +27,7 @@ from segue.errors import ExecutorUnavailable, InputError, SegueError
 from segue.export.curve import draw_curve
 from segue.export.documents import CORPUS_HELP
 from segue.export.vocabulary import MOST_TOKENS
+from segue.files import FULL
 from segue.terminal import say
 
 # name: layers, hidden size, attention heads, as in Google's BERTs of these names
@@ -34,7 +35,6 @@ SIZES = {"tiny": (2, 128, 2), "mini": (4, 256, 4), "small": (4, 512, 8), "base":
 _POSITIONS = 512  # of a new model
 _JUDGED = 1000  # instances of the evaluation
 _MOST, _MOST_THREADS = 2**32 - 1, 1024
-_FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)  # the disk, or a user's quota on it
 _UNSEEN = 10**9  # an epoch that no training reaches
 _OPTIONS = (
     "init", "size", "vocab", "vocab_size", "cased", "steps", "epochs", "learning_rate", "batch_size",
@@ -191,7 +191,7 @@ def _full_disk_told(out: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        signs = {os.strerror(code): code for code in _FULL} | {"inline_container": errno.ENOSPC}
+        signs = {os.strerror(code): code for code in FULL} | {"inline_container": errno.ENOSPC}
         signs.pop("Unknown error", None)  # for a code that the system lacks, as Windows lacks quotas
         code = next((code for sign, code in signs.items() if sign in str(error)), None)
         if code is None:

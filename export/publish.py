@@ -24,6 +24,7 @@ from segue.export.origin import read_origin
 from segue.export.padded import padded_graph
 from segue.export.quantization import quantize
 from segue.export.verify import measure, sample
+from segue.files import full_disk_named
 
 __all__ = ["export_checkpoint"]
 
@@ -135,7 +136,8 @@ def _workshop(out: Path) -> Iterator[Path]:
     except OSError as error:
         raise BundleError(f"{out}: cannot be made: {error.strerror}") from error
     try:
-        yield folder
+        with full_disk_named(out):
+            yield folder
         try:
             if out.exists():
                 out.rmdir()  # empty, but Windows renames over no folder

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
 import random
@@ -503,6 +504,17 @@ def test_a_folder_that_cannot_be_made_is_refused_before_any_scoring(corpus, bund
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=r"out: .*file/out' cannot be written to: Not a directory"):
         evaluate(corpus, model=bundle, out=tmp_path / "file" / "out")
+
+
+def test_a_full_disk_is_named_and_keeps_the_figures_of_before(corpus, bundle, tmp_path, monkeypatch):
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    (tmp_path / "metrics.json").write_text("{}")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"No space left on device: '.*metrics\.json'"):
+        evaluate(corpus, model=bundle, out=tmp_path, **FEW)
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("metrics.json", "{}")]
 
 
 def test_a_model_without_room_for_a_packed_pair_is_named(corpus, make_bundle):

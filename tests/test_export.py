@@ -123,7 +123,7 @@ def test_a_mismatch_is_not_published(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()], ids=str)
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "disk full"), KeyboardInterrupt()], ids=str)
 @pytest.mark.usefixtures("quick")
 def test_a_failure_at_the_last_step_leaves_nothing(
     make_checkpoint: Callable[..., Path],
@@ -136,8 +136,9 @@ def test_a_failure_at_the_last_step_leaves_nothing(
 
     monkeypatch.setattr(publish, "write_manifest", fail)
     (tmp_path / "out").mkdir()
-    with pytest.raises(type(error)):
+    with pytest.raises(type(error)) as caught:
         export_checkpoint(make_checkpoint(), tmp_path / "out")
+    assert getattr(caught.value, "filename", str(tmp_path / "out")) == str(tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert not any((tmp_path / "out").iterdir())
 

@@ -30,7 +30,7 @@ ROOMS = {
     "export": TORCH_SIDE
     | {"transformers", "matplotlib", "segue.kernels.reference", "segue.kernels.reference_int8"}
     | {"segue.bundle", "segue.errors", "segue.text", "segue.encoded", "segue.batching", "segue.head"}
-    | {"segue.Engine", "segue.terminal", "segue.executors.overflow"},
+    | {"segue.Engine", "segue.files", "segue.terminal", "segue.executors.overflow"},
 }
 PACKAGE = {"kernels": "segue.kernels", "engine": "segue", "export": "segue.export"}
 # what `segue serve` alone brings in
