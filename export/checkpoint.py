@@ -71,7 +71,7 @@ def read_checkpoint(folder: Path, *, head: str | None = None, positive: str | No
     config, library = _config(path), _library(folder)
     try:
         _check_supported(config)
-        architecture = _architecture(config)
+        architecture = _architecture(config, folder)
         return Checkpoint(
             folder=folder,
             architecture=architecture,
@@ -145,10 +145,13 @@ def _check_supported(config: dict[str, Any]) -> None:
             raise BundleError(f"{key}: {found!r} is not supported{f' (only {wanted})' if wanted else ''}")
 
 
-def _architecture(config: dict[str, Any]) -> str:
-    named = config.get("architectures")
+def _architecture(config: dict[str, Any], folder: Path) -> str:
+    named = given = config.get("architectures")
+    if given is None:  # as in the first conversions of Google's BERTs, bert-tiny among them: the weights tell
+        weights = read_weights(folder)
+        named = [name for name, head in CLASSIFIERS.items() if f"{head}.weight" in weights][:1]
     if named not in [[name] for name in CLASSIFIERS]:
-        raise BundleError(f"architectures: expected one of {', '.join(CLASSIFIERS)}, got {named!r}")
+        raise BundleError(f"architectures: expected one of {', '.join(CLASSIFIERS)}, got {given!r}")
     return str(named[0])
 
 

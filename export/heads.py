@@ -5,7 +5,8 @@
     two labels                         binary       softmax, positive 1
     more                               multiclass   softmax, no positive label
 
-BERT's own checkpoints, bert-base-uncased among them, call themselves BertForMaskedLM, and hold the NSP head.
+BERT's own checkpoints, bert-base-uncased among them, call themselves BertForMaskedLM and hold the NSP head;
+its smallest name no architecture, and their weights tell.
 
 sentence-transformers leaves an `activation_fn` in a cross-encoder's config.json, or since its version 5 in a
 file beside it: what its own `predict` applies to the logits by default. Identity there is a way to report

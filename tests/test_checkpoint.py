@@ -104,6 +104,27 @@ def test_berts_own_checkpoints_have_the_nsp_head_whatever_they_call_themselves(
         load_bert(read_checkpoint(folder))
 
 
+@pytest.mark.parametrize(
+    ("kind", "architecture"),
+    [("nsp", "BertForNextSentencePrediction"), ("binary", "BertForSequenceClassification")],
+)
+def test_where_the_config_names_no_architecture_the_weights_tell(
+    make_checkpoint: Callable[..., Path], tmp_path: Path, kind: str, architecture: str
+) -> None:
+    """As of bert-tiny and other first conversions of Google's BERTs."""
+    made = make_checkpoint(architecture=architecture)
+    folder = shutil.copytree(made, tmp_path / "copy")
+    _edit(folder / "config.json", architectures=...)
+    assert read_checkpoint(folder).head.kind == kind
+    _same_network(folder, made)
+    weights = load_file(folder / "model.safetensors")
+    save_file(
+        {name: one for name, one in weights.items() if name.startswith("bert.")}, folder / "model.safetensors"
+    )
+    with pytest.raises(BundleError, match=r"architectures: expected one of .*, got None"):
+        read_checkpoint(folder)
+
+
 def _spoil_missing(weights: dict[str, torch.Tensor]) -> None:
     del weights["bert.encoder.layer.1.attention.self.key.bias"]
 
@@ -254,7 +275,6 @@ def test_the_sum_over_shards_is_the_sum_over_their_bytes(make_checkpoint: Callab
     [
         ({"model_type": "roberta"}, "model_type: 'roberta'"),
         ({"architectures": ["BertModel"]}, "architectures: expected one of BertForNextSentencePrediction"),
-        ({"architectures": None}, "architectures"),
         ({"architectures": [["BertModel"]]}, "architectures"),
         ({"position_embedding_type": "relative_key"}, "position_embedding_type: 'relative_key'"),
         ({"hidden_act": "gelu_new"}, "hidden_act: 'gelu_new' is not supported .only gelu"),
