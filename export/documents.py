@@ -15,7 +15,7 @@ from segue.export.corpus import Document, split_documents, split_sentences
 
 CORPUS_HELP = (
     "a folder of UTF-8 files, one document each (links to folders are not followed); or one file, with blank "
-    "lines between documents"
+    "lines between documents; a sentence ends at a mark before a capital, not with its line"
 )
 _ADVICE = "write one document a file, or put blank lines between documents and none inside them"
 _BUFFER = 1 << 16  # bytes per read; a zero byte in the first read reveals a binary file at once
