@@ -43,8 +43,8 @@ def iter_documents(path: str | Path) -> Iterator[Document]:
         raise InputError(f"corpus: {str(path)!r} holds no text")
     if longest < 2:
         raise InputError(
-            f"corpus: every document in {str(path)!r} is a single sentence, so nothing follows anything; "
-            f"{_ADVICE}"
+            f"corpus: every document in {str(path)!r} is a single sentence, which ends at a mark before a "
+            f"capital, not with its line, so nothing follows anything; {_ADVICE}"
         )
     if count < 2:
         raise InputError(

@@ -58,6 +58,10 @@ def test_a_document_is_given_before_the_next_is_read(tmp_path):
         (b"\n \n", "holds no text"),
         (b"", "holds no text"),
         (b"One.\n\nTwo.\n\nThree.\n", "every document .* is a single sentence"),
+        (
+            b"one.\ntwo.\n\nthree.\n",
+            "is a single sentence, which ends at a mark before a capital, not with its line",
+        ),
         (b"One. Two.\nThree.\n", "is one document only"),
     ],
 )
