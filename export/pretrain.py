@@ -106,8 +106,10 @@ def pretrain(
     """Train; write the checkpoint, `metrics.json` and, with matplotlib, `curve.png` to `out`; return the
     metrics.
 
-    The options are the command's. The metrics are evaluated on instances that were not trained on, but from
-    the same documents. `resume` continues from the last checkpoint in `out`, to the same result.
+    The options are the command's. The metrics are evaluated on instances drawn anew from the same documents:
+    the masks are new, but pairs that follow may have been trained on, 3 % of all instances after 4 epochs of
+    1.5 million tokens and 15 % after 40. `resume` continues from the last checkpoint in `out`, to the same
+    result.
 
     Raises `InputError` or `BundleError` before any training if an option, the corpus, the vocabulary or the
     checkpoint is unusable, if `out` is taken or if nothing there can be resumed, and `ExecutorUnavailable` if
