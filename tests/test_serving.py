@@ -792,6 +792,17 @@ def test_a_grace_that_is_too_short_ends_it_all_the_same(make_bundle: Callable[..
     assert err == "segue: Cancel 1 running task(s), timeout graceful shutdown exceeded\n"
 
 
+def test_a_grace_beyond_what_an_alarm_counts_lets_it_answer(bundle: Path) -> None:
+    process, client = start(bundle, "--threads", "1", "--device", "cpu", "--grace", str(10**18 - 1))
+    texts = [f"{i} {LONG}" for i in range(900)]
+    thread, replies = in_background(client, "/score", {"queries": "a", "documents": texts})
+    until(lambda: waiting(client) > 0)
+    process.terminate()
+    thread.join(SECONDS)
+    _, err = process.communicate(timeout=SECONDS)
+    assert (replies[0][0], process.returncode, err) == (200, 0, "")
+
+
 @pytest.mark.skipif(not hasattr(signal, "SIGALRM"), reason="no alarms here")
 def test_a_model_that_hangs_is_left(bundle: Path) -> None:
     code = f"""

@@ -24,6 +24,7 @@ __all__ = ["add_arguments", "run"]
 _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 _ALARM = getattr(signal, "SIGALRM", None)  # Windows has none
 _MARGIN = 5  # seconds beyond the grace in which the turn that is computed may end
+_LATEST = 2**31 - 1  # seconds that an alarm can count
 _KEEP_ALIVE = 75  # seconds; proxies reuse a connection for up to 60, and one just closed loses a request
 
 _EPILOG = """\
@@ -137,7 +138,7 @@ class _Server(uvicorn.Server):
             for task in set(self.server_state.tasks):
                 task.get_loop().call_soon_threadsafe(task.cancel)
         elif _ALARM:
-            signal.alarm(int(self.config.timeout_graceful_shutdown or 0) + _MARGIN)
+            signal.alarm(min(int(self.config.timeout_graceful_shutdown or 0) + _MARGIN, _LATEST))
         self.should_exit = True
 
 
