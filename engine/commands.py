@@ -16,7 +16,7 @@ import numpy as np
 from segue.columns import DOCUMENT, PAIR
 from segue.engine import Engine
 from segue.errors import SegueError
-from segue.files import STREAM, destination, source
+from segue.files import STDOUT, destination, source
 from segue.head import positive_column
 from segue.options import load_options
 from segue.results import write_scores
@@ -41,7 +41,7 @@ def score(arguments: argparse.Namespace) -> None:
             for values in engine._predict_iter(pairs, weigh=weigh, **options):
                 yield [values[column] for column in columns]
 
-        screen = arguments.out == STREAM and sys.stdout.isatty()
+        screen = arguments.out in STDOUT and sys.stdout.isatty()
         with Progress(file, wanted=not screen) as progress:
             _write(arguments, out, table, _in_step(numbers, table, out, progress), names)
 

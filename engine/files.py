@@ -18,12 +18,12 @@ from typing import Any, BinaryIO
 
 from segue.errors import InputError
 
-__all__ = ["FULL", "STREAM", "destination", "discard_output", "full_disk_named", "source"]
+__all__ = ["FULL", "STDOUT", "STREAM", "destination", "discard_output", "full_disk_named", "source"]
 
 STREAM = "-"
 FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)  # the disk, a limit on files, or a user's quota
+STDOUT = (STREAM, "/dev/stdout")  # the second, on a file, would lead to its name, and replace what it holds
 _RIGHTS = 0o666  # of a new file, less the umask
-_STDOUT = (STREAM, "/dev/stdout")  # the second, on a file, would lead to its name, and replace what it holds
 
 
 @contextmanager
@@ -50,7 +50,7 @@ def destination(path: str) -> Iterator[BinaryIO]:
     Raises:
         InputError: it is a folder, there is no such folder, or no permission to write.
     """
-    if path in _STDOUT:
+    if path in STDOUT:
         stream = _standard(sys.stdout, "stdout")
         with full_disk_named("stdout"):
             yield stream

@@ -160,8 +160,9 @@ def test_truncated_pairs_are_counted_once_and_not_warned_of_at_each_query(bench:
     assert "1 of them are longer than the model reads" in out
 
 
-def test_only_the_scenarios_asked_for_are_measured_and_json_on_stdout_comes_alone(bench: Bench):
-    code, out, _ = bench("--scenarios", "offline, singlestream", *SHORT, "--json", "-")
+@pytest.mark.parametrize("name", ["-", "/dev/stdout"])
+def test_only_the_scenarios_asked_for_are_measured_and_json_on_stdout_comes_alone(bench: Bench, name: str):
+    code, out, _ = bench("--scenarios", "offline, singlestream", *SHORT, "--json", name)
     assert code == 0
     assert list(json.loads(out)["scenarios"]) == ["SingleStream", "Offline"]
 

@@ -32,7 +32,7 @@ from segue.benchmark.workload import (
 from segue.bundle import MODEL, TOKENIZER
 from segue.engine import Engine
 from segue.errors import InputError
-from segue.files import STREAM, destination
+from segue.files import STDOUT, STREAM, destination
 from segue.machine import machine, versions
 from segue.options import load_options
 
@@ -74,7 +74,7 @@ def run(arguments: Namespace) -> int:
             if options.plot is not None:
                 draw(record, picture, format=Path(options.plot).suffix.lower().removeprefix("."))
     finally:
-        if record and arguments.out != STREAM:  # even where the disk was full: the figures are not lost
+        if record and arguments.out not in STDOUT:  # even where the disk was full: the figures are not lost
             with destination(STREAM) as stdout:
                 stdout.write(markdown(record).encode())
     comparison = record.get("comparison", {"rows": [], "doubts": []})
