@@ -25,6 +25,7 @@ def windows(
     items: Iterable[Any], weigh: Callable[[Any], int] = characters, most: int = MOST_PAIRS
 ) -> Iterator[tuple[int, list[Any]]]:
     """Yield (number of the first item, items). Where the stream raises, what came before is yielded first.
+    Lists and arrays are copied, as the stream may fill the same one again.
 
     Args:
         weigh: how many characters are held for an item that was just taken from the stream.
@@ -34,7 +35,7 @@ def windows(
     window: list[Any] = []
     try:
         for item in items:
-            window.append(item)
+            window.append(item.copy() if isinstance(item, list | np.ndarray) else item)
             held += weigh(item)
             if len(window) == size or held > _CHARACTERS:
                 yield start, window

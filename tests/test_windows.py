@@ -54,6 +54,16 @@ def test_reading_is_lazy():
     assert len(read) == 64
 
 
+@pytest.mark.parametrize("row", [["", ""], np.array(["", ""], dtype=object)], ids=["list", "array"])
+def test_a_stream_may_fill_the_same_row_again(row):
+    def rows():
+        for number in range(3):
+            row[:] = str(number), "b"
+            yield row
+
+    assert [list(pair) for _, window in windows(rows()) for pair in window] == [[n, "b"] for n in "012"]
+
+
 def test_what_came_before_an_error_is_given_first():
     def broken():
         yield from range(100)
