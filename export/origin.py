@@ -45,11 +45,18 @@ def read_origin(folder: Path, *, head: str | None, positive: str | None) -> Orig
     """Read what `folder` holds; `head` and `positive` are the options of `export_checkpoint`.
 
     Raises:
-        BundleError: it is no exactly reproducible checkpoint, and no bundle with its weights.
+        BundleError: it is no exactly reproducible checkpoint, and no bundle with its weights, or a file may
+            not be read.
         InputError: `head` or `positive` does not fit.
     """
-    if (folder / MANIFEST).is_file():
-        return _bundle(folder, head, positive)
+    try:
+        bundle = (folder / MANIFEST).is_file()
+        return _bundle(folder, head, positive) if bundle else _checkpoint(folder, head, positive)
+    except OSError as error:  # as weights that another user saved: safetensors writes them for nobody else
+        raise BundleError(f"{error.filename or folder}: {error.strerror}") from error
+
+
+def _checkpoint(folder: Path, head: str | None, positive: str | None) -> Origin:
     checkpoint = read_checkpoint(folder, head=head, positive=positive)
     return Origin(
         head=checkpoint.head,

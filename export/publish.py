@@ -60,9 +60,9 @@ def export_checkpoint(
         positive: the name of the label that `score` reports.
 
     Raises:
-        BundleError: the checkpoint is incomplete or cannot be reproduced exactly, `out` is taken or cannot
-            be made, or the exported graph differs from PyTorch by more than `verify` allows. Nothing is left
-            behind in that case.
+        BundleError: the checkpoint is incomplete, may not be read or cannot be reproduced exactly, `out` is
+            taken or cannot be made, or the exported graph differs from PyTorch by more than `verify` allows.
+            Nothing is left behind in that case.
         InputError: an option is none of the above, or does not fit the checkpoint.
     """
     checkpoint, out = Path(checkpoint), _resolved(Path(out))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -135,3 +136,20 @@ def test_a_precision_that_is_none_is_refused(make_bundle: Callable[..., Path], t
 
     with pytest.raises(BundleError, match=r"precision: expected one of float32, float16, int8, got 'int3'"):
         Engine.load(_edited(make_bundle(heads=1), tmp_path / "edited", edit))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer_config.json"])
+def test_a_checkpoint_with_a_file_that_may_not_be_read_is_refused_by_its_name(
+    make_checkpoint: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    checkpoint, opened = make_checkpoint(), Path.open
+
+    def forbidden(path: Path, *mode: Any, **options: Any) -> Any:
+        if path.name == name:
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path, *mode, **options)
+
+    monkeypatch.setattr(Path, "open", forbidden)  # root ignores the mode of a file
+    monkeypatch.setattr(Path, "read_text", lambda path, encoding: path.open(encoding=encoding).read())
+    with pytest.raises(BundleError, match=f"{re.escape(str(checkpoint / name))}: Permission denied"):
+        export_checkpoint(checkpoint, tmp_path / "out")
