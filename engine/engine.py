@@ -86,14 +86,17 @@ class Engine:
                 checkpoint: half the time, and scores that differ by hundredths.
             batch_invariant: keep a pair's score the same in any batch: to the bit under triton; to 2e-6 on a
                 CPU, always. False lets triton use a faster matrix library that does not.
-            threads: CPU threads; None: as many as affinity and control group allow.
-            max_batch_tokens: tokens computed at once; None: what suits the executor.
+            threads: CPU threads of onnxruntime; None: as many as affinity and control group allow. The
+                tokenizer has as many for new words as RAYON_NUM_THREADS says.
+            max_batch_tokens: most tokens of a batch, unless a pair alone has more; None: what suits the
+                executor. On a CPU, where there are many batches, each thread computes one.
 
         Raises:
             InputError: an option has no such value.
             BundleError: the folder is no bundle or checkpoint that this version runs exactly, or int8 would
                 change its scores too much.
             ExecutorUnavailable: something asked for by name is not available here.
+            SegueError: `path` has to be exported, and there is no place to keep the result.
         """
         arguments = {
             "device": device,

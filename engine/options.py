@@ -53,8 +53,10 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         "--precision",
         help="compute in float32, float16, bfloat16; or, on a CPU, int8, exporting the model if need be",
     )
-    group.add_argument("--threads", type=count, metavar="N", help="default: all that this process may use")
-    group.add_argument("--max-batch-tokens", type=count, metavar="N", help="most tokens computed at once")
+    group.add_argument(
+        "--threads", type=count, metavar="N", help="of onnxruntime; default: all that this process may use"
+    )
+    group.add_argument("--max-batch-tokens", type=count, metavar="N", help="most tokens in a batch")
     group.add_argument(
         "--no-batch-invariant",
         dest="batch_invariant",
