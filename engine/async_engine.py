@@ -38,8 +38,8 @@ class AsyncEngine:
         """Compute with `engine`, which others may use too.
 
         Args:
-            max_waiting: how many pairs, of all calls, may wait to be begun. A call that exceeds this raises
-                `Overloaded`, unless none wait. None: any number.
+            max_waiting: how many pairs, of all calls, may wait to be begun; their texts may have 64 MiB. A
+                call that exceeds either raises `Overloaded`, unless none wait. None: no limit on either.
 
         Raises:
             InputError: `max_waiting` is no whole number from 1.

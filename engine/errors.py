@@ -55,7 +55,7 @@ class BundleError(SegueError):
 
 
 class Overloaded(SegueError):
-    """Too many pairs are waiting already. The same call may succeed later."""
+    """Too many pairs or too much text waits already. The same call may succeed later."""
 
 
 class ExecutorUnavailable(SegueError, ImportError, RuntimeError):

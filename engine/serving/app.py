@@ -70,7 +70,9 @@ def create_app(
         name: what answers call the model; None: the name of the folder that was loaded.
         max_pairs: per request; more are refused with 413.
         max_waiting: how many pairs, of all requests, may wait; more are refused with 429, unless none wait.
-        max_body_bytes: per request; longer ones are refused with 413.
+            So is what would have more than 64 MiB of text wait.
+        max_body_bytes: per request; longer ones are refused with 413, and so is a text of more than a million
+            characters.
 
     Raises:
         InputError: a limit is not a whole number from 1, or the name is not valid Unicode.

@@ -61,7 +61,8 @@ def add_arguments(parser: ArgumentParser) -> None:
         type=count,
         metavar="N",
         default=MAX_WAITING,
-        help=f"pairs that may wait before requests are refused with 429; default: {MAX_WAITING}",
+        help="pairs, of 64 MiB at most, that may wait before requests are refused with 429; "
+        f"default: {MAX_WAITING}",
     )
     add(
         "--max-body",
