@@ -14,7 +14,8 @@ that row is zero.
 are neither read nor written (without `out` they are zero). So a launch made for many rows serves fewer.
 
 Arithmetic is float32 whatever the storage (float64 stays float64, as a reference for tests); the result has
-the dtype of the first tensor. With `out=` the result is written there, in its dtype, and `out` is returned.
+the dtype of the first tensor of floats. With `out=` the result is written there, in its dtype, and `out` is
+returned; it may share no memory with an input, as kernels write some rows while others are read.
 Without `out` every op is differentiable. Weights are laid out as in PyTorch's `Linear`, [out, in]. Needs only
 torch.
 """
