@@ -77,11 +77,10 @@ class Head:
         for label in self.labels:
             if self.labels.count(label) > 1:
                 raise BundleError(f"head.labels: {label!r} is there twice")
-        least = 2 if self.activation == "softmax" else 1
-        if len(self.labels) < least or (self.activation != "softmax" and len(self.labels) != 1):
-            raise BundleError(
-                f"head.labels: {len(self.labels)} labels do not fit the activation {self.activation}"
-            )
+        count = len(self.labels)
+        fits = count > 1 if self.activation == "softmax" else count == 1
+        if not fits or (self.kind == "binary" and count > 2):
+            raise BundleError(f"head.labels: {count} labels do not fit {self.kind} with {self.activation}")
         if self.positive is not None and not 0 <= self.positive < len(self.labels):
             raise BundleError(
                 f"head.positive: expected 0 to {len(self.labels) - 1} or null, got {self.positive}"

@@ -72,6 +72,10 @@ def test_what_is_written_is_read(bundle, tmp_path):
             lambda data: data["head"].update(kind="multiclass", labels=["x", "y", "x"], positive=None),
             "head.labels: 'x' is there twice",
         ),
+        (
+            lambda data: data["head"].update(kind="binary", labels=["x", "y", "z"], positive=1),
+            "head.labels: 3 labels do not fit binary with softmax",
+        ),
         (lambda data: data["files"].pop(TOKENIZER), "tokenizer.json is not listed"),
         (lambda data: data["files"].update({"../out.bin": "0"}), "'../out.bin' is not a plain file name"),
         (lambda data: data["files"].update({"more.bin": "0"}), "more.bin: missing"),
