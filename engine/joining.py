@@ -140,7 +140,7 @@ class Joiner:
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-            thread, self._thread = self._thread, None
+            thread = self._thread  # which others may be waiting for too
         if thread is not None:
             thread.join()
             atexit.unregister(self.close)
@@ -171,6 +171,7 @@ class Joiner:
                     for request in self._requests:
                         request.fail(Closed(_CLOSED))
                     self._requests.clear()
+                    self._thread = None
                     return []
                 if turn := self._take():
                     return turn

@@ -359,6 +359,21 @@ def test_closing_ends_the_turn_and_fails_the_rest(engine: Engine, gate: Gate) ->
     joiner.close()  # a second time does nothing
 
 
+def test_whoever_closes_waits_for_the_turn_to_end(engine: Engine, gate: Gate) -> None:
+    joiner = Joiner(engine, max_waiting=10)
+    first = occupied(joiner, gate)
+    closing = [threading.Thread(target=joiner.close) for _ in range(2)]
+    for thread in closing:
+        thread.start()
+    closing[0].join(0.1)
+    closing[1].join(0.1)
+    assert [thread.is_alive() for thread in closing] == [True, True]
+    gate.open.set()
+    for thread in closing:
+        thread.join(SECONDS)
+    assert first.done()
+
+
 def test_closing_one_that_was_never_asked(engine: Engine) -> None:
     Joiner(engine, max_waiting=1).close()
 
