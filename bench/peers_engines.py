@@ -2,10 +2,11 @@
 
 `peer(checkpoint, threads, order)` imports its library, loads, and returns `score(pairs, batch)`, which gives
 the logistic function of the model's only logit for each pair, in the order given. `order` is "sorted" (by
-tokens, longest first) or "given", where the peer's library leaves the choice. All of a call counts:
-tokenising, batching, padding, computing. No default of a library is changed but the number of threads, the
-limit of a pair's tokens and, in OpenVINO, the precision (float32 unless another is asked for) and the hint
-that throughput counts. `file` is a model in the checkpoint folder.
+tokens, longest first), "budget" (so, but `batch` counts tokens, padding too, not pairs) or "given", where the
+peer's library leaves the choice. All of a call counts: tokenising, batching, padding, computing. No default
+of a library is changed but the number of threads, the limit of a pair's tokens and, in OpenVINO, the
+precision (float32 unless another is asked for) and the hint that throughput counts. `file` is a model in the
+checkpoint folder.
 """
 
 from __future__ import annotations
@@ -214,10 +215,14 @@ def _padded(
 def _batches(lengths: list[int], batch: int, order: str) -> Iterator[list[int]]:
     """Yield the indices of the pairs of each batch."""
     numbers = list(range(len(lengths)))
-    if order == "sorted":
+    if order != "given":
         numbers.sort(key=lambda i: -lengths[i])
-    for start in range(0, len(numbers), batch):
-        yield numbers[start : start + batch]
+    start = 0
+    while start < len(numbers):
+        longest = lengths[numbers[start]]
+        size = max(1, batch // longest) if order == "budget" else batch
+        yield numbers[start : start + size]
+        start += size
 
 
 def _sigmoid(logits: np.ndarray) -> np.ndarray:

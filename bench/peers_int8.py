@@ -54,6 +54,7 @@ INT8 = (
     _as("st-onnx", options=_ONNX),
     _as("ort", options=_ONNX),
     _as("ort-streams", options=_ONNX),
+    _as("ort-budget", options=_ONNX),
     _as("ort-32-sorted", options=_ONNX),  # what a library does by default
     _as("openvino", "nncf", options=_OPENVINO),
     _as(

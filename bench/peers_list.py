@@ -14,12 +14,14 @@ __all__ = ["PEERS", "PRESENT", "REFERENCE", "SMOKE", "Peer", "chosen"]
 
 PRESENT = "present"  # the environment that the script itself runs in
 _HERE = Path(__file__).resolve().parent
-_TRIED = (1, 4, 8, 16, 32, 64, 128)  # pairs a batch
+_TRIED = (1, 2, 4, 8, 16, 32, 64, 128)  # pairs a batch
+_TOKENS = (128, 256, 512, 1024, 2048)  # a batch, where its size is a budget
 
 
 @dataclass(frozen=True)
 class Peer:
-    """One way of scoring pairs. `batches` are tried in a calibration if there are several.
+    """One way of scoring pairs. `batches`, in pairs, or in tokens where `order` is "budget", are tried in a
+    calibration if there are several.
 
     The scores of one that is not `exact` are rounded on purpose. `options` are arguments of the function.
     """
@@ -89,6 +91,16 @@ PEERS = (
         "onnxruntime_streams",
         PRESENT,
         _ONNX,
+        cold=False,
+    ),
+    Peer(
+        "ort-budget",
+        "ONNX Runtime, padded, a batch a thread, batch in tokens",
+        "onnxruntime_streams",
+        PRESENT,
+        _ONNX,
+        batches=_TOKENS,
+        order="budget",
         cold=False,
     ),
     Peer(

@@ -73,15 +73,15 @@ def run_workload(
 def calibrate(peer: Peer, start: Start, pairs: int) -> dict[int, float]:
     """Return seconds by batch size, the better of two, in a process of its own: a batch leaves memory behind.
 
-    Every second pair is scored; sizes beyond their number, or after one that is hopeless, are not tried. With
-    one size to choose from nothing is measured.
+    Every second pair is scored; more pairs a batch than these, or sizes after one that is hopeless, are not
+    tried. With one size to choose from nothing is measured.
     """
     if len(peer.batches) == 1:
         return {peer.batches[0]: 0.0}
-    some = (pairs + 1) // 2
+    most = float("inf") if peer.order == "budget" else (pairs + 1) // 2
     tried: dict[int, float] = {}
     with start(peer) as worker:
-        for batch in (size for size in peer.batches if size <= some or size == peer.batches[0]):
+        for batch in (size for size in peer.batches if size <= most or size == peer.batches[0]):
             tried[batch] = min(worker.score(batch, step=_STEP)["seconds"] for _ in range(2))
             if tried[batch] > _HOPELESS * min(tried.values()):
                 break

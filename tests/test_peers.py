@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import peers as script
+import peers_engines
 import peers_environments
 import peers_int8
 import peers_int8_model
@@ -199,6 +200,16 @@ def test_the_fastest_batch_is_found_and_hopeless_ones_are_left_out(start: Any):
     assert min(tried, key=tried.get) == 8
     assert list(tried) == [1, 8, 16]
     assert list(peers_measure.calibrate(peer, start, 3)) == [1]
+    tokens = replace(peer, order="budget")
+    assert list(peers_measure.calibrate(tokens, start, 3)) == [1, 8, 16], "they are not a number of pairs"
+
+
+def test_a_budget_fills_batches_with_as_many_tokens_padding_counted():
+    lengths = [3, 9, 40, 8, 2, 8]
+    batches = list(peers_engines._batches(lengths, 16, "budget"))
+    assert batches == [[2], [1], [3, 5], [0, 4]]
+    assert list(peers_engines._batches(lengths, 4, "sorted")) == [[2, 1, 3, 5], [0, 4]]
+    assert list(peers_engines._batches(lengths, 4, "given")) == [[0, 1, 2, 3], [4, 5]]
 
 
 def test_a_worker_that_is_busy_while_others_work_is_noticed(start: Any):
