@@ -103,14 +103,26 @@ def _scorers(run: Run, work: Work, model: str, half: Any, whole: PackedBatch) ->
 
 
 def _one_pair(work: Work, model: str, half: Any, rows: list[dict[str, Any]]) -> None:
-    """Seconds of one pair of 128 tokens, by transformers."""
-    taken = []
-    for seed in range(2 if work.smoke else 120):
-        batches = padded(batch_of([8 if work.smoke else 128], seed), 1, pinned=not work.smoke)
-        started = time.perf_counter()
-        score_padded(half, batches, work.device)
-        taken.append(time.perf_counter() - started)
-    rows.append({"model": model, "side": "transformers, SDPA", **summary(taken[1 if work.smoke else 20 :])})
+    """Seconds of one pair of 128 tokens: by transformers, and by the packed pass, on a GPU from one graph."""
+    length, count, warm = (8, 2, 1) if work.smoke else (128, 120, 20)
+    whole = [batch_of([length], seed) for seed in range(count)]
+    ready = [padded(one, 1, pinned=not work.smoke) for one in whole]
+    sides: dict[str, list[Scorer]] = {
+        "transformers, SDPA": [lambda b=batches: score_padded(half, b, work.device) for batches in ready]
+    }
+    (same,) = packed(*batches_of(whole[0], length), pinned=not work.smoke)  # a graph belongs to its batch
+    graph = work.device.type == "cuda"
+    for name, attend in attentions(work.smoke).items():
+        peer = PackedPeer(half, attend)
+        label = f"{name}, packed{', a GPU graph' if graph else ''}"
+        sides[label] = [lambda p=peer: p.score([same], replay=graph)] * count
+    for side, calls in sides.items():
+        taken = []
+        for call in calls:
+            started = time.perf_counter()
+            call()
+            taken.append(time.perf_counter() - started)
+        rows.append({"model": model, "side": side, **summary(taken[warm:])})
 
 
 def _compiled(run: Run, work: Work, found: dict[str, Any], autotune: bool) -> None:

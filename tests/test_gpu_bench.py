@@ -404,6 +404,13 @@ def test_the_packed_peer_does_not_wait_for_a_batch_to_arrive(
     assert np.allclose(logits, padded.score_padded(module, classic, work.device), atol=1e-5)
 
 
+def test_one_pair_is_timed_by_transformers_and_by_the_packed_pass(work: Any) -> None:
+    rows: list[dict[str, Any]] = []
+    gpu_peers._one_pair(work, "toy", work.model("toy").module.eval(), rows)
+    assert [row["side"] for row in rows] == ["transformers, SDPA", "a loop of SDPA, packed"]
+    assert all(row["p50"] > 0 for row in rows)
+
+
 def test_a_checkout_that_is_not_installed_is_importable(tmp_path: Path) -> None:
     gpu_path.link(tmp_path)
     code = (
