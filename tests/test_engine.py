@@ -733,7 +733,7 @@ assert sys.stderr is None
 Engine.load({str(make_bundle())!r}, threads=2).{call}
 print("done")
 """
-    run = ["sh", "-c", f"{sys.executable} - 2>&-"]
+    run = ["sh", "-c", '"$0" - 2>&-', sys.executable]
     done = subprocess.run(run, input=code, stdout=subprocess.PIPE, text=True, check=False, timeout=60)
     assert done.stdout == "done\n"
 

@@ -416,13 +416,14 @@ def test_a_checkout_that_is_not_installed_is_importable(tmp_path: Path) -> None:
     code = (
         "import segue, segue.kernels.reference, segue.export.checkpoint, segue.executors.triton_plan as p\n"
         "from segue.engine import DEFAULT_MODEL as model\n"
-        "print(segue.__file__, segue.kernels.__file__, p.__file__, (model / 'model.onnx').exists())"
+        "files = segue.__file__, segue.kernels.__file__, p.__file__\n"
+        "print(*files, (model / 'model.onnx').exists(), sep='\\n')"
     )
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd="/", env=environment, check=True
     )
-    *files, exists = done.stdout.split()
+    *files, exists = done.stdout.splitlines()
     assert all(Path(file).is_relative_to(tmp_path / "segue") for file in files)
     assert exists == "True"
 
