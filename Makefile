@@ -5,6 +5,7 @@ BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: demo test sweep check kernels model clean
+.DELETE_ON_ERROR:  # a venv without pip, as Debian's Python leaves one until python3-venv is installed
 
 demo: .venv/cpu  ## score this project's seed pairs with the model in the package
 	$(BIN)/segue score tests/seeds.tsv

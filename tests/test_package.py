@@ -140,3 +140,13 @@ def test_what_the_cpu_extra_has_not_is_named(installed, tmp_path):
     assert "segue[export]" in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_make_sets_up_again_a_venv_that_was_not_finished(tmp_path):
+    """Debian's Python has no ensurepip: until python3-venv is installed, it leaves a venv without pip."""
+    python = tmp_path / "python3"
+    python.write_text("#!/bin/sh\n[ $1 = -c ] || { mkdir -p .venv/bin; touch .venv/bin/python; exit 1; }\n")
+    python.chmod(0o755)
+    make = ["make", "--file", ROOT / "Makefile", f"PYTHON={python}", ".venv/bin/python"]
+    assert subprocess.run(make, capture_output=True, cwd=tmp_path, check=False).returncode != 0
+    assert list((tmp_path / ".venv/bin").iterdir()) == []
