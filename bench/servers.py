@@ -15,12 +15,13 @@ import argparse
 import json
 import os
 import shlex
+import signal
 import socket
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from datetime import date
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
@@ -131,11 +132,12 @@ def _started(stack: ExitStack, server: Server, python: Path, model: Path, thread
     (work / "logs").mkdir(parents=True, exist_ok=True)
     log = stack.enter_context((work / "logs" / f"serving-{server.key}.log").open("w"))
     environment = os.environ | _QUIET | {"OMP_NUM_THREADS": str(threads)}
+    command = server.command(python, model, port, threads)
+    # A group of its own, since a server may have several processes.
     process = subprocess.Popen(
-        server.command(python, model, port, threads), stdout=log, stderr=log, env=environment, cwd=work
+        command, stdout=log, stderr=log, env=environment, cwd=work, start_new_session=True
     )
-    stack.callback(process.wait)
-    stack.callback(process.kill)
+    stack.callback(_end, process)
     end = time.monotonic() + _START
     while time.monotonic() < end and process.poll() is None:
         try:
@@ -145,6 +147,12 @@ def _started(stack: ExitStack, server: Server, python: Path, model: Path, thread
         else:
             return port
     raise Unavailable(f"it does not answer: see {Path(log.name).name}")
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    with suppress(ProcessLookupError):  # it has ended by itself
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def _difference(server: Server, port: int, bundle: Path, threads: int) -> float:

@@ -49,10 +49,16 @@ def _infinity(python: Path, model: Path, port: int, threads: int) -> list[str | 
     return [program, "v2", "--model-id", model / "checkpoint", "--port", str(port), *options]
 
 
-def _hand_written(backend: str) -> Callable[[Path, Path, int, int], list[str | Path]]:
+def _hand_written(
+    backend: str, *, process_each: bool = False
+) -> Callable[[Path, Path, int, int], list[str | Path]]:
+    """process_each: a process for each thread, instead of one that has them all."""
+
     def command(python: Path, model: Path, port: int, threads: int) -> list[str | Path]:
         script = Path(__file__).with_name("servers_hand_written.py")
-        return [python, "-P", script, model / "checkpoint", str(port), str(threads), backend]
+        processes = threads if process_each else 1
+        where = [model / "checkpoint", str(port), str(threads)]
+        return [python, "-P", script, *where, backend, str(processes)]
 
     return command
 
@@ -81,6 +87,15 @@ SERVERS = (
         "servers-onnx",
         (*_SENTENCES, "optimum-onnx", "onnxruntime"),
         _hand_written("onnx"),
+        "/",
+        list,
+    ),
+    Server(
+        "written-onnx-each",
+        "CrossEncoder behind one HTTP route, written by hand, ONNX Runtime, a process a core",
+        "servers-onnx",
+        (*_SENTENCES, "optimum-onnx", "onnxruntime"),
+        _hand_written("onnx", process_each=True),
         "/",
         list,
     ),

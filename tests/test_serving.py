@@ -659,6 +659,13 @@ def test_an_engine_that_is_closed_is_no_fault_of_a_request(
     assert not caplog.records
 
 
+def test_where_a_package_is_missing_its_extra_is_named() -> None:
+    code = "import sys; sys.modules['starlette'] = None; from segue.serving import create_app"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    said = "ModuleNotFoundError: starlette is not installed, which serving needs: pip install 'segue[serve]'"
+    assert done.stderr.splitlines()[-1] == said
+
+
 def test_an_application_can_end_and_begin_again(engine: Engine) -> None:
     app = create_app(engine)
     for _ in range(2):
