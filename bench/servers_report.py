@@ -20,9 +20,8 @@ def markdown(record: dict[str, Any]) -> str:
         "Clients on the same cores ask again as soon as they are answered. pairs/s and milliseconds: medians "
         "of the rounds, which took turns; the ratio is the median of each round's. What runs on ONNX Runtime "
         "by hand is segue's own padded export, which computes the last layer for `[CLS]` alone. By hand, a "
-        "batch has 4 pairs on PyTorch and 8 on ONNX Runtime: the fastest of 1, 4, 8 and 32 for 20 passages, in "
-        "one process with all threads. "
-        "Infinity has up to 32, its default; no other was tried.",
+        "batch has 4 pairs on PyTorch and 8 on ONNX Runtime: the fastest of 1, 4, 8 and 32 for 20 passages, "
+        "in one process with all threads. Infinity has up to 32, its default; no other was tried.",
         "",
         *(
             f"- {one['name']}: {', '.join(f'{name} {version}' for name, version in one['versions'].items())}"

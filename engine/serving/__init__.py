@@ -5,7 +5,8 @@ from segue.errors import install
 try:
     from segue.serving.app import create_app
 except ModuleNotFoundError as error:
-    said = f"{error.name} is not installed, which serving needs: {install(error.name, 'serve')}"
+    missing = str(error.name).partition(".")[0]
+    said = f"{missing} is not installed, which serving needs: {install(missing, 'serve')}"
     raise ModuleNotFoundError(said, name=error.name) from error
 
 __all__ = ["create_app"]
