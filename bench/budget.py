@@ -129,7 +129,7 @@ def cost(steps: Iterable[Step], lengths: list[int]) -> dict[str, Row]:
         seconds = max(needs.bytes / BANDWIDTH, needs.operations / ARITHMETIC)
         for name in (step.op, "all"):
             total = found.get(name, Row(0, 0, 0, 0.0))
-            launched = 2 if step.op == "pool_classify" else 1
+            launched = {"cls_attention": 3, "pool_classify": 2}.get(step.op, 1)
             found[name] = Row(*(a + b for a, b in zip(total, (launched, *needs, seconds), strict=True)))
     found["all"] = found.pop("all")  # the last line of a table
     return found

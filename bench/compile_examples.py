@@ -114,8 +114,13 @@ def _packed_attention(dtype: torch.dtype) -> Iterator[Any]:
 def _cls_attention(dtype: torch.dtype) -> Iterator[Any]:
     for E, H in _heads(dtype):
         for B, longest in ((1, 20), (40, 100), (40, 512)):
-            q, kv = empty(B, E, dtype=dtype), empty(5003, 2 * E, dtype=dtype)
-            given = (q, kv, empty(B + 1, dtype=torch.int64), H, {"longest": longest})
+            q, x, bounds = (
+                empty(B, E, dtype=dtype),
+                empty(5003, E, dtype=dtype),
+                empty(B + 1, dtype=torch.int64),
+            )
+            square, vector = empty(E, E, dtype=dtype), empty(E, dtype=dtype)
+            given = (q, x, bounds, square, square, vector, H, {"longest": longest})
             yield f"E={E} D={E // H}", f"B={B}, longest={longest}", lambda given=given: given
 
 

@@ -21,9 +21,7 @@ __all__ = ["PRODUCTS", "absent", "broken", "disagreements", "operands"]
 Entry = dict[str, Any]
 
 # the ops that multiply matrices
-PRODUCTS = ("linear", "linear_gelu", "packed_attention", "pool_classify")
-# One query row a pair, and one result: too small to give every thread 16 bytes, and 1 / S of what is read.
-_SMALL = {"cls_attention": ("q_ptr", "out_ptr")}
+PRODUCTS = ("cls_attention", "linear", "linear_gelu", "packed_attention", "pool_classify")
 _LONG_ROW = 256  # elements
 _LABELS = 64  # a matrix with fewer columns holds labels: no stride that 16 divides, and nothing to gain
 _TENSOR_MEMORY = 512  # columns, of sm_100
@@ -81,7 +79,7 @@ def operands(entry: Entry) -> list[dict[str, Any]]:
         tall = sum(size > 1 for size in access["tile"]) > 1
         if matrix and (tall or prod(access["tile"]) >= _LONG_ROW):
             found.append(access)
-    return [access for access in found if access["argument"] not in _SMALL.get(entry["op"], ())]
+    return found
 
 
 def _widths(entry: Entry) -> list[str]:

@@ -80,7 +80,7 @@ def useful(model: Dimensions, lengths: NDArray[np.int64]) -> int:
     e, f = model.hidden_size, model.intermediate_size
     tokens, pairs, squares = int(lengths.sum()), len(lengths), int((lengths**2).sum())
     layer = 2 * tokens * (4 * e * e + 2 * e * f) + 4 * squares * e
-    last = 2 * tokens * 2 * e * e + 2 * pairs * (2 * e * e + 2 * e * f) + 4 * tokens * e
+    last = 2 * pairs * (4 * e * e + 2 * e * f) + 4 * model.heads * tokens * e
     return (model.layers - 1) * layer + last + 2 * pairs * e * e
 
 

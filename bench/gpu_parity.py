@@ -103,7 +103,8 @@ def cases(
     yield "embed", (ids(1000, tokens), ids(2, tokens), ids(512, tokens), *tables, *norm, 1e-12), {}, hidden
     longest = {"longest": max(lengths)}
     yield "packed_attention", (make(tokens, 3 * hidden), bounds, heads), longest, hidden
-    yield "cls_attention", (make(pairs, hidden), make(tokens, 2 * hidden), bounds, heads), longest, hidden
+    key_value = weight(hidden, hidden), weight(hidden, hidden), make(hidden)
+    yield "cls_attention", (make(pairs, hidden), x, bounds, *key_value, heads), longest, hidden
     yield "linear", (x, weight(3 * hidden, hidden), make(3 * hidden)), {}, 3 * hidden
     yield "linear", (make(tokens, inner), weight(hidden, inner), make(hidden), x), {}, hidden
     yield "linear_gelu", (x, weight(inner, hidden), make(inner)), {}, inner

@@ -39,6 +39,7 @@ _HARMLESS = ("cls.predictions.", "bert.embeddings.position_ids")
 _MOST = 2**24  # of a size: two multiplied, times 4 bytes, are far from the 2**63 at which PyTorch fails
 _MOST_LAYERS = 1000  # each takes a millisecond to build, before its weights are sought
 
+_ATTENTION = ("query", "key", "value")
 _LAYER = {
     "attention_output": "attention.output.dense",
     "attention_norm": "attention.output.LayerNorm",
@@ -203,6 +204,8 @@ def _translate(
         shape = [like.shape[0] // len(sources), *like.shape[1:]]
         parts = [_take(left, source, shape) for source in sources]
         state[name] = torch.cat(parts) if len(parts) > 1 else parts[0]
+    size, last = checkpoint.dimensions.hidden_size, checkpoint.dimensions.layers - 1
+    _take(left, f"bert.encoder.layer.{last}.attention.self.key.bias", [size])  # it would change no score
     if left:
         raise BundleError(f"weights: unknown: {', '.join(sorted(left)[:5])}")
     return state
@@ -224,9 +227,8 @@ def _sources(name: str, checkpoint: Checkpoint) -> list[str]:
         case ["embeddings", table]:
             return [f"bert.embeddings.{table}_embeddings.{kind}"]
         case ["layers", number, part]:
-            attention = {"qkv": ("query", "key", "value"), "query": ("query",), "key_value": ("key", "value")}
-            if part in attention:
-                theirs = [f"attention.self.{one}" for one in attention[part]]
+            if part in ("qkv", *_ATTENTION):
+                theirs = [f"attention.self.{one}" for one in (_ATTENTION if part == "qkv" else (part,))]
             else:
                 theirs = [_LAYER[part]]
             return [f"bert.encoder.layer.{number}.{one}.{kind}" for one in theirs]

@@ -23,6 +23,7 @@ from segue.export.ops import DOMAIN, VERSION
 __all__ = ["OPSET", "function_protos"]
 
 OPSET = 23
+_FLOAT = 1  # onnx.TensorProto's number, which Cast takes
 _segue = Opset(DOMAIN, VERSION)
 
 
@@ -73,7 +74,7 @@ def PackedAttention(qkv, cu_seqlens, heads: int):
 
 
 @script(_segue, default_opset=op)
-def ClsAttention(q, kv, cu_seqlens, heads: int):
+def ClsAttention(q, x, cu_seqlens, key_weight, value_weight, value_bias, heads: int):
     starts = op.Slice(cu_seqlens, op.Constant(value_ints=[0]), op.Constant(value_ints=[-1]))
     ends = op.Slice(cu_seqlens, op.Constant(value_ints=[1]), op.Constant(value_ints=[2147483647]))
     lengths = op.Sub(ends, starts)
@@ -82,16 +83,25 @@ def ClsAttention(q, kv, cu_seqlens, heads: int):
     real = op.Less(steps, op.Unsqueeze(lengths, op.Constant(value_ints=[1])))
     row = op.Add(op.Unsqueeze(starts, op.Constant(value_ints=[1])), steps)
     rows = op.Where(real, row, op.Constant(value_int=0))
-    parts = op.Flatten(op.Reshape(kv, op.Constant(value_ints=[0, 2, -1])), axis=2)  # [2T, E], as above
-    first = op.Mul(rows, op.Constant(value_int=2))
-    key = op.Gather(parts, first)
-    value = op.Gather(parts, op.Add(first, op.Constant(value_int=1)))
-    query = op.Unsqueeze(q, op.Constant(value_ints=[1]))
-    mask = op.Unsqueeze(real, op.Constant(value_ints=[1, 2]))
-    context = op.Attention(query, key, value, mask, q_num_heads=heads, kv_num_heads=heads)
+    rest = op.Constant(value_ints=[-1])
+    count = op.Reshape(op.Constant(value_int=heads), rest)
+    by_head = op.Concat(count, rest, op.Shape(key_weight, start=1), axis=0)
+    key = op.Reshape(key_weight, by_head)  # K: [H, D, E]
+    value = op.Transpose(op.Reshape(value_weight, by_head), perm=[0, 2, 1])
+    # Kᵀ q of each head, [B, H, E]: as many queries of a single head of size E, with x for its keys and values
+    apart = op.Reshape(q, op.Concat(op.Constant(value_ints=[0]), count, rest, axis=0))
+    query = op.Transpose(op.MatMul(op.Transpose(apart, perm=[1, 0, 2]), key), perm=[1, 0, 2])
+    root = op.Sqrt(op.Cast(op.Shape(key, start=1, end=2), to=_FLOAT))
+    padded = op.Gather(x, rows)
+    square = op.Concat(op.Shape(real, end=1), count, op.Shape(real, start=1), axis=0)
+    seen = op.Expand(op.Unsqueeze(real, op.Constant(value_ints=[1])), square)
+    mask = op.Unsqueeze(seen, op.Constant(value_ints=[1]))
+    mixed = op.Attention(op.Div(query, root), padded, padded, mask, q_num_heads=1, kv_num_heads=1, scale=1.0)
+    context = op.MatMul(op.Transpose(mixed, perm=[1, 0, 2]), value)
+    biased = op.Add(op.Flatten(op.Transpose(context, perm=[1, 0, 2])), value_bias)
     # an empty pair attends to nothing, so its softmax gives NaN; it is zero by definition
     some = op.Greater(op.Unsqueeze(lengths, op.Constant(value_ints=[1])), op.Constant(value_int=0))
-    out = op.Where(some, op.Squeeze(context, op.Constant(value_ints=[1])), op.Constant(value_float=0.0))
+    out = op.Where(some, biased, op.Constant(value_float=0.0))
     return out
 
 

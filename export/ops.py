@@ -30,7 +30,7 @@ __all__ = [
     "softmax",
 ]
 
-DOMAIN, VERSION = "segue", 1
+DOMAIN, VERSION = "segue", 2
 
 
 def packed_attention(qkv: Tensor, cu_seqlens: Tensor, heads: int) -> Tensor:
@@ -41,11 +41,20 @@ def packed_attention(qkv: Tensor, cu_seqlens: Tensor, heads: int) -> Tensor:
     return _node("PackedAttention", (qkv, cu_seqlens), shape, heads=heads)
 
 
-def cls_attention(q: Tensor, kv: Tensor, cu_seqlens: Tensor, heads: int) -> Tensor:
-    """q: [B, E], kv: [T, 2E], cu_seqlens: [B + 1] → [B, E]."""
+def cls_attention(
+    q: Tensor,
+    x: Tensor,
+    cu_seqlens: Tensor,
+    key_weight: Tensor,
+    value_weight: Tensor,
+    value_bias: Tensor,
+    heads: int,
+) -> Tensor:
+    """q: [B, E], x: [T, E], cu_seqlens: [B + 1]; key [E, E]; value [E, E], [E] → [B, E]."""
+    inputs = (q, x, cu_seqlens, key_weight, value_weight, value_bias)
     if not torch.onnx.is_in_onnx_export():
-        return reference.cls_attention(q, kv, cu_seqlens, heads)
-    return _node("ClsAttention", (q, kv, cu_seqlens), q.shape, heads=heads)
+        return reference.cls_attention(*inputs, heads)
+    return _node("ClsAttention", inputs, q.shape, heads=heads)
 
 
 def first_rows(hidden: Tensor, cu_seqlens: Tensor, from_to: tuple[Tensor, Tensor]) -> Tensor:

@@ -81,22 +81,21 @@ def PackedAttention(qkv, attention_mask, heads: int):
 
 
 @script(_segue, default_opset=op)
-def ClsAttention(q, kv, attention_mask, heads: int):
+def ClsAttention(q, x, attention_mask, key_weight, value_weight, value_bias, heads: int):
     rest = op.Constant(value_ints=[-1])
-    parts = op.Constant(value_ints=[2])
     count = op.Reshape(op.Constant(value_int=heads), rest)
-    sizes = op.Concat(op.Shape(attention_mask), parts, count, rest, axis=0)
-    split = op.Transpose(op.Reshape(kv, sizes), perm=[2, 0, 3, 1, 4])  # [2, B, H, S, D]
-    key = op.Gather(split, op.Constant(value_int=0), axis=0)
-    value = op.Gather(split, op.Constant(value_int=1), axis=0)
-    single = op.Constant(value_ints=[1])
-    one_row = op.Concat(op.Shape(attention_mask, end=1), count, single, rest, axis=0)
-    root = op.Sqrt(op.Cast(op.Shape(key, start=3), to=_FLOAT))
-    query = op.Reshape(q, one_row)  # [B, H, 1, D]
-    scores = op.Div(op.MatMul(query, op.Transpose(key, perm=[0, 1, 3, 2])), root)
-    seen = op.Unsqueeze(op.Cast(attention_mask, to=_BOOL), op.Constant(value_ints=[1, 2]))
+    by_head = op.Concat(count, rest, op.Shape(key_weight, start=1), axis=0)
+    key = op.Reshape(key_weight, by_head)  # K: [H, D, E]
+    value = op.Transpose(op.Reshape(value_weight, by_head), perm=[0, 2, 1])
+    apart = op.Reshape(q, op.Concat(op.Constant(value_ints=[0]), count, rest, axis=0))
+    query = op.Transpose(op.MatMul(op.Transpose(apart, perm=[1, 0, 2]), key), perm=[1, 0, 2])  # [B, H, E]
+    rows = op.Reshape(x, op.Concat(op.Shape(attention_mask), rest, axis=0))  # [B, S, E]
+    root = op.Sqrt(op.Cast(op.Shape(key, start=1, end=2), to=_FLOAT))
+    scores = op.Div(op.MatMul(query, op.Transpose(rows, perm=[0, 2, 1])), root)
+    seen = op.Unsqueeze(op.Cast(attention_mask, to=_BOOL), op.Constant(value_ints=[1]))
     weights = op.Softmax(op.Where(seen, scores, op.Constant(value_float=-3.4028234e38)), axis=-1)
-    out = op.Flatten(op.MatMul(weights, value), axis=1)
+    context = op.MatMul(op.Transpose(op.MatMul(weights, rows), perm=[1, 0, 2]), value)
+    out = op.Add(op.Flatten(op.Transpose(context, perm=[1, 0, 2])), value_bias)
     return out
 
 

@@ -30,7 +30,7 @@ __all__ = ["quantize"]
 
 _SHARE = 0.6  # a; from 0.5 to 0.8 the scores of two six-layer models came out about as near to float32's
 _SIGNED, _AFTER_GELU = 128, 32  # zero points; GELU is above -0.17, so few steps below zero suffice
-_SMOOTHED = ("qkv", "query", "key_value", "intermediate")  # what a LayerNorm feeds
+_SMOOTHED = ("qkv", "query", "intermediate")  # what a LayerNorm feeds
 _LEAST = 1e-5  # least maximum of a column, so that one of zeros divides nothing by 0
 
 

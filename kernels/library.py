@@ -27,7 +27,8 @@ from segue.kernels import reference
 SCHEMAS = {
     "add_layer_norm": "(Tensor x, Tensor residual, Tensor weight, Tensor bias, float eps) -> Tensor",
     "cls_attention": (
-        "(Tensor q, Tensor kv, Tensor cu_seqlens, int heads, *, SymInt? longest=None) -> Tensor"
+        "(Tensor q, Tensor x, Tensor cu_seqlens, Tensor key_weight, Tensor value_weight, Tensor value_bias, "
+        "int heads, *, SymInt? longest=None) -> Tensor"
     ),
     "embed": (
         "(Tensor input_ids, Tensor token_type_ids, Tensor position_ids, Tensor word, Tensor token_type, "

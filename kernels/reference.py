@@ -73,19 +73,26 @@ def packed_attention(
 
 def cls_attention(
     q: Tensor,
-    kv: Tensor,
+    x: Tensor,
     cu_seqlens: Tensor,
+    key_weight: Tensor,
+    value_weight: Tensor,
+    value_bias: Tensor,
     heads: int,
     *,
     longest: int | None = None,
+    scratch: Tensor | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
-    """Return `packed_attention` of the first token of each pair, and zeros for an empty pair.
+    """Return `packed_attention` of the first token of each pair, and zeros for an empty pair, with keys x Kᵀ
+    and values x Vᵀ + b. Keys need no bias: it adds the same to all scores of a row.
 
     Args:
         q: [B, E], one query row per pair.
-        kv: [T, 2E], its columns K, V.
+        x: [T, E].
         cu_seqlens, longest: as in `packed_attention`.
+        key_weight, value_weight, value_bias: K and V [E, E], b [E].
+        scratch: [B, 2 H E], where a kernel may leave intermediate results.
         out: [B, E].
 
     Returns:
@@ -94,9 +101,10 @@ def cls_attention(
     Raises:
         ValueError: as in `packed_attention`.
     """
-    bounds = _bounds(cu_seqlens, kv.shape[0], longest)
+    bounds = _bounds(cu_seqlens, x.shape[0], longest)
     (query_BHD,) = _split_heads(q, 1, heads)
-    key_THD, value_THD = _split_heads(kv, 2, heads)
+    (key_THD,) = _split_heads(functional.linear(_wide(x), _wide(key_weight)), 1, heads)
+    (value_THD,) = _split_heads(_affine(x, value_weight, value_bias), 1, heads)
     rows = [
         _attend(query_BHD[pair : pair + 1], key_THD[start:end], value_THD[start:end])
         if end > start

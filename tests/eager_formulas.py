@@ -22,9 +22,17 @@ def packed_attention(qkv: Tensor, cu_seqlens: Tensor, heads: int, *, longest: in
 
 
 def cls_attention(
-    q: Tensor, kv: Tensor, cu_seqlens: Tensor, heads: int, *, longest: int | None = None
+    q: Tensor,
+    x: Tensor,
+    cu_seqlens: Tensor,
+    key_weight: Tensor,
+    value_weight: Tensor,
+    value_bias: Tensor,
+    heads: int,
+    *,
+    longest: int | None = None,
 ) -> Tensor:
-    key, value = kv.chunk(2, dim=-1)
+    key, value = x @ key_weight.T, linear(x, value_weight, value_bias)
     rows = [
         _attention(row[None], key[start:end], value[start:end], heads)
         for row, (start, end) in zip(q, pairwise(cu_seqlens.tolist()), strict=True)

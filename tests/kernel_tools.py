@@ -22,6 +22,7 @@ from segue.kernels import launching, reference
 HERE = torch.zeros(0).device  # where tensors are made: the CPU, or the GPU that kernels run on
 TARGETS = tuple(launching.TARGETS) if launching.INTERPRETED else (launching.target(torch.device("cuda")),)
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+LAUNCHES = {"cls_attention": 3, "pool_classify": 2}  # of an op's call; of every other's, one
 # Poison, as bits: NaNs to recognise; integers far outside any table. That of a result is one more, since
 # arithmetic passes a NaN's bits on.
 _POISON = {

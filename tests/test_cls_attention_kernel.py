@@ -17,7 +17,7 @@ from torch import Tensor
 from segue.kernels import cls_attention, packed_attention
 
 MODULE = importlib.import_module("segue.kernels._cls_attention")
-KERNEL = "_cls_attention_kernel"
+KERNELS = ["_absorb_kernel", "_mix_kernel", "_value_kernel"]
 
 
 def _bounds(lengths: tuple[int, ...], dtype: torch.dtype = torch.int32) -> Tensor:
@@ -26,20 +26,28 @@ def _bounds(lengths: tuple[int, ...], dtype: torch.dtype = torch.int32) -> Tenso
 
 def _inputs(lengths: tuple[int, ...], hidden: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     torch.manual_seed(sum(lengths) + hidden)
-    return torch.randn(len(lengths), hidden).to(dtype), torch.randn(sum(lengths), 2 * hidden).to(dtype)
+    return torch.randn(len(lengths), hidden).to(dtype), torch.randn(sum(lengths), hidden).to(dtype)
+
+
+def _weights(hidden: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Of keys and of values, as a trained layer's: a row of x stays about as long as it was."""
+    torch.manual_seed(hidden)
+    key, value = torch.randn(2, hidden, hidden) * hidden**-0.5
+    return key.to(dtype), value.to(dtype), torch.randn(hidden).to(dtype)
 
 
 def _measure(lengths: tuple[int, ...], hidden: int, heads: int, dtype: torch.dtype, **options: Any) -> None:
     """Run it between fences and check twin, poison and cost."""
     fence, bounds = Fence(), _bounds(lengths, options.pop("bounds", torch.int32))
-    q, kv = _inputs(lengths, hidden, dtype)
-    fenced = fence.put(q), fence.put(kv), fence.put(bounds)
-    out = fence.out(tuple(q.shape), dtype)
-    with launches() as made, traffic(*fence.tensors) as meter:
-        assert cls_attention(*fenced, heads, out=out, **options) is out
+    arguments = (*_inputs(lengths, hidden, dtype), bounds, *_weights(hidden, dtype))
+    fenced = [fence.put(x) for x in arguments]
+    out = fence.out((len(lengths), hidden), dtype)
+    scratch = torch.full((len(lengths), 2 * heads * hidden), torch.nan).to(dtype)
+    with launches() as made, traffic(*fence.tensors, scratch) as meter:
+        assert cls_attention(*fenced, heads, scratch=scratch, out=out, **options) is out
     fence.check()
-    assert [launch.kernel for launch in made] == [KERNEL]
-    assert_op_as_exact(out, "cls_attention", q, kv, bounds, heads)
+    assert [launch.kernel for launch in made] == KERNELS
+    assert_op_as_exact(out, "cls_attention", *arguments, heads)
     cost = MODULE.cost(lengths=list(lengths), E=hidden, H=heads, s=dtype.itemsize, i=bounds.itemsize)
     assert meter.total == cost.bytes
     empty = [n == 0 for n in lengths]
@@ -62,22 +70,26 @@ def test_bounds_of_64_bits() -> None:
 
 
 def test_it_is_the_first_row_of_packed_attention() -> None:
-    qkv, bounds = torch.randn(60, 96), _bounds((25, 35))
-    whole = packed_attention(qkv, bounds, 2)
-    first = qkv[[0, 25]]
-    assert torch.allclose(cls_attention(first[:, :32], qkv[:, 32:], bounds, 2), whole[[0, 25]], atol=1e-6)
+    """Of queries, keys and values made from x, keys with a bias, which changes nothing."""
+    x, bounds = torch.randn(60, 32), _bounds((25, 35))
+    key, value, bias = _weights(32, torch.float32)
+    query = torch.randn(60, 32)
+    whole = packed_attention(torch.cat([query, x @ key.T + 3.0, x @ value.T + bias], 1), bounds, 2)
+    found = cls_attention(query[[0, 25]], x, bounds, key, value, bias, 2)
+    assert torch.allclose(found, whole[[0, 25]], atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_a_pair_has_the_same_bits_whatever_else_is_in_the_batch(dtype: torch.dtype) -> None:
     """With the interpreter's sums in a fixed order."""
+    weights = _weights(64, dtype)
     with fixed_order():
         for length in (1, 20, 33, 100):
-            q, kv = _inputs((length,), 64, dtype)
-            alone = cls_attention(q, kv, _bounds((length,)), 2)
+            q, x = _inputs((length,), 64, dtype)
+            alone = cls_attention(q, x, _bounds((length,)), *weights, 2)
             others, more = _inputs((9, 70), 64, dtype)
-            batch = torch.cat([others[:1], q, others[1:]]), torch.cat([more[:9], kv, more[9:]])
-            assert torch.equal(cls_attention(*batch, _bounds((9, length, 70)), 2)[1], alone[0])
+            batch = torch.cat([others[:1], q, others[1:]]), torch.cat([more[:9], x, more[9:]])
+            assert torch.equal(cls_attention(*batch, _bounds((9, length, 70)), *weights, 2)[1], alone[0])
 
 
 @settings(max_examples=15, deadline=None, derandomize=True)
@@ -93,7 +105,8 @@ def test_any_ragged_batch(lengths: list[int], width: int, heads: int, dtype: tor
 
 def test_no_pairs_launch_nothing() -> None:
     with launches() as made:
-        assert cls_attention(torch.zeros(0, 32), torch.zeros(0, 64), _bounds(()), 1).shape == (0, 32)
+        none, weights = torch.zeros(0, 32), _weights(32, torch.float32)
+        assert cls_attention(none, none, _bounds(()), *weights, 1).shape == (0, 32)
     assert not made
 
 
@@ -110,9 +123,12 @@ def _of(*bounds: int, dtype: torch.dtype = torch.int32) -> Tensor:
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "dtype": ({"q": torch.zeros(2, 32, dtype=torch.float64)}, "q: expected float16"),
-    "kv's dtype": ({"kv": torch.zeros(4, 64).half()}, "kv: expected float32"),
-    "kv's columns": ({"kv": torch.zeros(4, 63)}, r"kv: expected shape \[any, 64\]"),
-    "kv's device": ({"kv": torch.zeros(4, 64, device="meta")}, f"kv: expected it on {HERE}"),
+    "x's dtype": ({"x": torch.zeros(4, 32).half()}, "x: expected float32"),
+    "x's columns": ({"x": torch.zeros(4, 31)}, r"x: expected shape \[any, 32\]"),
+    "x's device": ({"x": torch.zeros(4, 32, device="meta")}, f"x: expected it on {HERE}"),
+    "key's shape": ({"key_weight": torch.zeros(64, 32)}, r"key_weight: expected shape \[32, 32\]"),
+    "value's shape": ({"value_weight": torch.zeros(32, 64)}, r"value_weight: expected shape \[32, 32\]"),
+    "bias's shape": ({"value_bias": torch.zeros(64)}, r"value_bias: expected shape \[32\]"),
     "heads": ({"heads": 3}, "q: expected .* divisible by 3 heads"),
     "pairs": ({"cu_seqlens": _of(0, 1, 2, 4)}, "cu_seqlens: expected 3 bounds of 2 pairs, got 4"),
     "pairs, trusted": ({"cu_seqlens": _of(0, 4), "longest": 4}, "cu_seqlens: expected 3 bounds"),
@@ -120,6 +136,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "end": ({"cu_seqlens": _of(0, 1, 3)}, "cu_seqlens: expected 0 to 4"),
     "strides": ({"q": torch.zeros(32, 2).T}, "q: expected a contiguous last axis"),
     "out": ({"out": torch.zeros(2, 33)}, r"out: expected shape \[2, 32\]"),
+    "scratch": ({"scratch": torch.zeros(2, 32)}, r"scratch: expected shape \[2, 64\]"),
 }
 
 
@@ -127,7 +144,9 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
 def test_what_is_wrong_is_said_before_any_launch(wrong: str) -> None:
     change, message = BAD[wrong]
     arguments: dict[str, Any] = {
-        "q": torch.zeros(2, 32), "kv": torch.zeros(4, 64), "cu_seqlens": _of(0, 1, 4), "heads": 1,
+        "q": torch.zeros(2, 32), "x": torch.zeros(4, 32), "cu_seqlens": _of(0, 1, 4),
+        "key_weight": torch.zeros(32, 32), "value_weight": torch.zeros(32, 32), "value_bias": torch.zeros(32),
+        "heads": 1,
     }  # fmt: skip
     with launches() as made, pytest.raises(ValueError, match=f"^{message}"):
         cls_attention(**(arguments | change))
@@ -137,9 +156,10 @@ def test_what_is_wrong_is_said_before_any_launch(wrong: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_scores_beyond_float32_leave_the_others_of_their_row(dtype: torch.dtype) -> None:
     """A block of keys whose products are all -inf, before one with some that are not."""
-    _, kv = _inputs((80,), 16, torch.float32)
-    kv[:, :16] = 0
-    kv[:64, :16] = -1e20
-    q, kv = torch.full((1, 16), 1e20).to(dtype), kv.to(dtype)
-    found = cls_attention(q, kv, _bounds((80,)), 1)
-    assert_op_as_exact(found, "cls_attention", q, kv, _bounds((80,)), 1)
+    _, x = _inputs((80,), 16, torch.float32)
+    x[:, :8] = 0
+    x[:64, :8] = -1e20
+    key = torch.eye(16) * (torch.arange(16) < 8)
+    arguments = (torch.full((1, 16), 1e20), x, _bounds((80,)), key, torch.eye(16) - key, torch.zeros(16))
+    arguments = tuple(x.to(dtype) if x.is_floating_point() else x for x in arguments)
+    assert_op_as_exact(cls_attention(*arguments, 1), "cls_attention", *arguments, 1)

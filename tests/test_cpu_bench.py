@@ -28,7 +28,7 @@ def test_twice_the_pairs_are_twice_the_work_and_a_longer_one_is_more_than_its_to
     dimensions = Dimensions(2, 64, 4, 128, 100, 512, 2)
     one, two, long = (cpu.useful(dimensions, np.array(n)) for n in ([100], [100, 100], [200]))
     assert two == 2 * one
-    last = 2 * 2 * 64 * (2 * 64 + 2 * 128) + 2 * 64 * 64  # of the last layer and the pooler, once a pair
+    last = 2 * 64 * (4 * 64 + 2 * 128) + 2 * 64 * 64  # of the last layer and the pooler, once a pair
     assert long - last > 2 * (one - last)
 
 

@@ -79,8 +79,8 @@ def _as_transformers(weights: dict[str, Any], layers: int) -> dict[str, Any]:
             if number < layers - 1:
                 query, key, value = weights[f"{ours}.qkv.{kind}"].chunk(3)
             else:
-                query = weights[f"{ours}.query.{kind}"]
-                key, value = weights[f"{ours}.key_value.{kind}"].chunk(2)
+                query, value = (weights[f"{ours}.{name}.{kind}"] for name in ("query", "value"))
+                key = weights.get(f"{ours}.key.{kind}", 0 * query)  # a bias of keys changes nothing
             for name, tensor in {"query": query, "key": key, "value": value}.items():
                 found[f"{theirs}.attention.self.{name}.{kind}"] = tensor
     return found

@@ -137,12 +137,12 @@ def test_a_pair_that_reaches_further_than_32_bits_is_refused() -> None:
     far = torch.empty_strided((20, 96), (2**27, 1), device="meta")
     check_reach("qkv", far, 15)
     check_reach("qkv", X, 2**20)
-    bounds = torch.empty(3, dtype=torch.int32, device="meta")
+    near, bounds = torch.empty(20, 288, device="meta"), torch.empty(3, dtype=torch.int32, device="meta")
     with pytest.raises(ValueError, match=r"^qkv: 16 rows of stride 134217728 reach over 2\^31 elements"):
         packed_attention(far, bounds, 2, longest=16)
-    with pytest.raises(ValueError, match=r"^kv: 16 rows of stride 134217728 reach over"):
-        cls_attention(torch.empty(2, 48, device="meta"), far, bounds, 2, longest=16)
-    near = torch.empty(20, 288, device="meta")
+    weights = torch.empty(96, 96, device="meta"), torch.empty(96, 96, device="meta"), near[0, :96]
+    with pytest.raises(ValueError, match=r"^x: 16 rows of stride 134217728 reach over"):
+        cls_attention(near[:2, :96], far, bounds, *weights, 2, longest=16)
     with pytest.raises(ValueError, match=r"^out: 16 rows of stride 134217728 reach over"):
         packed_attention(near, bounds, 2, longest=16, out=far)
 

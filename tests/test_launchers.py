@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from kernel_tools import LAUNCHES
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -21,7 +22,11 @@ IDS = torch.zeros(5, dtype=torch.int32)
 X, SQUARE, VECTOR = torch.zeros(5, 16), torch.zeros(16, 16), torch.zeros(16)
 CALLS: dict[str, tuple[tuple[Any, ...], dict[str, Any], Tensor]] = {
     "add_layer_norm": ((X, X, VECTOR, VECTOR, 1e-12), {"live": BOUNDS[-1:]}, X),
-    "cls_attention": ((X[:2], torch.zeros(5, 32), BOUNDS, 2), {"longest": 3}, X[:2]),
+    "cls_attention": (
+        (X[:2], X, BOUNDS, SQUARE, SQUARE, VECTOR, 2),
+        {"longest": 3, "scratch": torch.zeros(2, 64)},
+        X[:2],
+    ),
     "embed": ((IDS, IDS, IDS, SQUARE, SQUARE, SQUARE, VECTOR, VECTOR, 1e-12), {"live": BOUNDS[-1:]}, X),
     "first_rows": ((X, BOUNDS), {}, X[:2]),
     "linear": ((X, SQUARE, VECTOR, X), {"live": BOUNDS[-1:]}, X),
@@ -67,8 +72,8 @@ def test_with_out_it_launches_and_asks_nothing_of_pytorch(op: str, monkeypatch: 
     getattr(kernels, op)  # its import may compute constants
     with _Dispatched() as dispatched:
         assert getattr(kernels, op)(*arguments, **options, out=out) is out
-    between = op == "pool_classify"  # two launches, and what goes from one to the other
-    assert len(made) == 1 + between
+    between = op in LAUNCHES  # several launches, and what goes from one to the other
+    assert len(made) == LAUNCHES.get(op, 1)
     assert dispatched.names == []
     with _Dispatched() as dispatched:
         getattr(kernels, op)(*arguments, **{name: v for name, v in options.items() if name == "longest"})
@@ -98,6 +103,8 @@ def _filled(x: Any) -> Any:
         ("add_layer_norm", 0),
         ("add_layer_norm", 1),
         ("cls_attention", 0),
+        ("cls_attention", 3),
+        ("cls_attention", 4),
         ("embed", 5),
         ("first_rows", 0),
         ("linear", 0),

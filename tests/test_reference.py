@@ -52,11 +52,13 @@ def test_cls_attention_is_the_first_row_of_packed_attention_and_zero_for_an_empt
     lengths: list[int],
 ) -> None:
     torch.manual_seed(0)
-    qkv, cu_seqlens = torch.randn(sum(lengths), 48), _bounds(lengths)
+    x, cu_seqlens = torch.randn(sum(lengths), 16), _bounds(lengths)
+    key, value, bias = torch.randn(16, 16) / 4, torch.randn(16, 16) / 4, torch.randn(16)
     filled = torch.tensor(lengths) > 0
     query = torch.randn(len(lengths), 16)
-    query[filled] = qkv[cu_seqlens[:-1][filled], :16]
-    found = twins.cls_attention(query, qkv[:, 16:], cu_seqlens, 2)
+    qkv = torch.cat([torch.randn(len(x), 16), x @ key.T + 5.0, x @ value.T + bias], dim=1)
+    qkv[cu_seqlens[:-1][filled], :16] = query[filled]
+    found = twins.cls_attention(query, x, cu_seqlens, key, value, bias, 2)
     every = twins.packed_attention(qkv, cu_seqlens, 2)
     _close(found[filled], every[cu_seqlens[:-1][filled]].double())
     assert (found[~filled] == 0).all()
@@ -69,7 +71,8 @@ def test_a_pair_of_one_token_gives_its_value() -> None:
 
 def test_no_rows_at_all() -> None:
     assert twins.packed_attention(torch.zeros(0, 24), _bounds([0, 0]), 2).shape == (0, 8)
-    assert twins.cls_attention(torch.ones(2, 8), torch.zeros(0, 16), _bounds([0, 0]), 2).eq(0).all()
+    ones = torch.ones(8, 8)
+    assert twins.cls_attention(ones[:2], ones[:0], _bounds([0, 0]), ones, ones, ones[0], 2).eq(0).all()
 
 
 @given(st.lists(st.integers(0, 40), min_size=1, max_size=8), st.integers(0, 2**31))
@@ -87,8 +90,9 @@ def test_bad_cu_seqlens_are_refused_by_name_unless_they_are_trusted(bounds: list
     cu_seqlens = torch.tensor(bounds, dtype=torch.int32)
     with pytest.raises(ValueError, match="cu_seqlens: expected 0 to 4"):
         twins.packed_attention(torch.zeros(4, 24), cu_seqlens, 2)
+    square = torch.zeros(8, 8)
     with pytest.raises(ValueError, match="cu_seqlens: expected 0 to 4"):
-        twins.cls_attention(torch.zeros(1, 8), torch.zeros(4, 16), cu_seqlens, 2)
+        twins.cls_attention(square[:1], square[:4], cu_seqlens, square, square, square[0], 2)
 
 
 def test_longest_says_that_cu_seqlens_are_trusted() -> None:
@@ -139,7 +143,9 @@ def test_embed_is_three_lookups_and_a_layer_norm(dtype: torch.dtype) -> None:
 
 CALLS: dict[str, Callable[..., Tensor]] = {
     "packed_attention": lambda x, **out: twins.packed_attention(x, _bounds([2, 3]), 2, **out),
-    "cls_attention": lambda x, **out: twins.cls_attention(x[:2, :8], x[:, 8:], _bounds([2, 3]), 2, **out),
+    "cls_attention": lambda x, **out: twins.cls_attention(
+        x[:2, :4], x[:, :4], _bounds([2, 3]), x[:4, :4], x[:4, :4], x[0, :4], 2, **out
+    ),
     "softmax": twins.softmax,
     "add_layer_norm": lambda x, **out: twins.add_layer_norm(x, x, x[0], x[1], 1e-5, **out),
     "linear_gelu": lambda x, **out: twins.linear_gelu(x, x[:3], x[0, :3], **out),

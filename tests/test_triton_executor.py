@@ -123,7 +123,7 @@ def test_rounding_up_to_a_bucket_changes_no_bit(bundle, precision):
         with launches() as seen:
             rounded = run(executor, *batches)
     assert rounded.tobytes() == exact.tobytes()
-    grids = {launch.grid for launch in seen if launch.kernel == "_cls_attention_kernel"}
+    grids = {launch.grid for launch in seen if launch.kernel == "_mix_kernel"}
     assert {grid[0] for grid in grids} == {1, 4, 16}  # of 1, 2 and 9 pairs
 
 

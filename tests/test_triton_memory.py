@@ -71,7 +71,7 @@ def test_a_bert_takes_what_its_widest_step_does(plan):
     assert size <= tokens * max(2 * hidden + inner, 5 * hidden)
     assert size == 5 * hidden * tokens == 240 * tokens
     everything = sum(step.columns for step in plan.steps if step.rows == TOKENS)
-    assert everything == 616
+    assert everything == 520
 
 
 def test_more_layers_take_no_more(plan):

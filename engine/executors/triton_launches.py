@@ -14,7 +14,7 @@ from segue import kernels
 from segue.errors import BundleError
 from segue.executors.triton_buckets import Bucket
 from segue.executors.triton_feed import Feed
-from segue.executors.triton_memory import arrange, arrange_numbers
+from segue.executors.triton_memory import arrange, arrange_numbers, scratch_of
 from segue.executors.triton_plan import PAIRS, TOKENS, Plan, Step
 from segue.executors.triton_products import library, linear
 
@@ -71,6 +71,8 @@ class Launches:
                     options["live"] = values[step.rows]
                 if step.op == "pool_classify":
                     options["pooled"] = self.pooled[: sizes.pairs]
+                if step.scratch:
+                    options["scratch"] = values[scratch_of(step)]
                 getattr(kernels, step.op)(*inputs, **options, out=values[step.output])
 
     def close(self) -> None:
@@ -95,6 +97,10 @@ class Launches:
         for step in self.plan.steps[:-1]:
             start, rows = self._places[step.output], _rows(step, sizes)
             values[step.output] = self.arena[start : start + rows * step.columns].view(rows, step.columns)
+            if step.scratch:
+                start = self._places[scratch_of(step)]
+                scratch = self.arena[start : start + rows * step.scratch]
+                values[scratch_of(step)] = scratch.view(rows, step.scratch)
         values[self.plan.steps[-1].output] = self.logits[: sizes.pairs]
         return values
 

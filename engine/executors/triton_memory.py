@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from functools import lru_cache
 
 from segue.batching import INPUTS
-from segue.executors.triton_plan import PAIRS, TOKENS, Plan
+from segue.executors.triton_plan import PAIRS, TOKENS, Plan, Step
 
-__all__ = ["ALIGNMENT", "arrange", "arrange_numbers"]
+__all__ = ["ALIGNMENT", "arrange", "arrange_numbers", "scratch_of"]
 
 ALIGNMENT = 256  # elements, so that every value begins at a multiple of 512 bytes or more
 _NUMBERS = 16  # elements of 4 bytes: kernels are compiled apart for pointers that 16 does not divide
@@ -22,7 +22,8 @@ def arrange(plan: Plan, rows: Mapping[str, int]) -> tuple[dict[str, int], int]:
     """(first element of each value, elements in all) for so many rows of TOKENS and of PAIRS.
 
     The logits are not among them: they leave the device. Values that are alive at the same time do not
-    overlap, nor do a step's output and its inputs: kernels read rows while others are written.
+    overlap, nor do a step's output, its scratch, named `scratch_of`, and its inputs: kernels read rows while
+    others are written.
     """
     values = {step.output: step for step in plan.steps[:-1]}
     last = {name: at for at, step in enumerate(plan.steps) for name in step.inputs if name in values}
@@ -31,16 +32,23 @@ def arrange(plan: Plan, rows: Mapping[str, int]) -> tuple[dict[str, int], int]:
     size = 0
     for at, step in enumerate(plan.steps[:-1]):
         alive = {name: span for name, span in alive.items() if last.get(name, -1) >= at}
-        need = _up(rows[step.rows] * step.columns, ALIGNMENT)
-        start = 0
-        for begin, end in sorted(alive.values()):
-            if start + need <= begin:
-                break
-            start = max(start, end)
-        places[step.output] = start
-        alive[step.output] = start, start + need
-        size = max(size, start + need)
+        needed = {step.output: step.columns} | ({scratch_of(step): step.scratch} if step.scratch else {})
+        for name, columns in needed.items():
+            need = _up(rows[step.rows] * columns, ALIGNMENT)
+            start = 0
+            for begin, end in sorted(alive.values()):
+                if start + need <= begin:
+                    break
+                start = max(start, end)
+            places[name] = start
+            alive[name] = start, start + need
+            size = max(size, start + need)
     return places, size
+
+
+def scratch_of(step: Step) -> str:
+    """What the step's scratch is called among the values."""
+    return f"{step.output}/scratch"
 
 
 @lru_cache(maxsize=1024)  # of as many buckets; a call has no time to lose

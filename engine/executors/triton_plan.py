@@ -34,14 +34,15 @@ _OPS = {
     "PoolClassify": "pool_classify",
 }
 _GEMM = {"alpha": 1.0, "beta": 1.0, "transA": 0, "transB": 1}
-_DOMAIN, _VERSION = "segue", 1
+_DOMAIN, _VERSION = "segue", 2
 _DEEPEST = 256  # head size that the kernels take
 
 
 @dataclass(frozen=True)
 class Step:
     """One launch. inputs: the launcher's tensors in its order, by the names of values, weights or graph
-    inputs. The result has `columns` columns and a row for each of `rows`, TOKENS or PAIRS."""
+    inputs. The result has `columns` columns and a row for each of `rows`, TOKENS or PAIRS. `scratch`:
+    elements for a row that the launcher needs besides, in the output's dtype."""
 
     name: str
     op: str
@@ -50,6 +51,7 @@ class Step:
     output: str
     rows: str
     columns: int
+    scratch: int = 0
 
 
 @dataclass(frozen=True)
@@ -183,7 +185,8 @@ class _Reader:
                 f"{_DEEPEST} at most, got {depth}"
             )
         self._values[node.output[0]] = rows, columns
-        self.steps.append(Step(node.name, op, inputs, options, node.output[0], rows, columns))
+        scratch = 2 * options["heads"] * columns if op == "cls_attention" else 0
+        self.steps.append(Step(node.name, op, inputs, options, node.output[0], rows, columns, scratch))
 
     def _shape(self, op: str, inputs: tuple[str, ...]) -> tuple[str, int]:
         if op == "embed":
