@@ -175,7 +175,7 @@ def _settings(folder: Path) -> dict[str, Any]:
 
 def _check_pair(tokenizer: Tokenizer, settings: dict[str, Any], folder: Path) -> None:
     unknown = getattr(tokenizer.model, "unk_token", None)
-    if unknown is not None and tokenizer.token_to_id(unknown) is None:
+    if unknown is not None and tokenizer.model.token_to_id(unknown) is None:  # an added one serves no word
         raise BundleError(
             f"{folder}: the tokenizer's vocabulary lacks its token for unknown words, {unknown!r}"
         )

@@ -171,10 +171,13 @@ def test_the_class_may_stand_in_config_json(folder: Path) -> None:
         read_tokenizer(folder, 10**6)
 
 
-def test_a_vocabulary_without_its_unknown_token_is_refused(folder: Path) -> None:
+@pytest.mark.parametrize("added", [False, True])
+def test_a_vocabulary_without_its_unknown_token_is_refused(folder: Path, added: bool) -> None:
+    """Though the token may be added to it: WordPiece finds none there."""
     stored = json.loads((folder / "tokenizer.json").read_text())
     del stored["model"]["vocab"]["[UNK]"]
-    stored["added_tokens"] = [token for token in stored["added_tokens"] if token["content"] != "[UNK]"]
+    tokens = [token for token in stored["added_tokens"] if added or token["content"] != "[UNK]"]
+    stored["added_tokens"] = tokens
     (folder / "tokenizer.json").write_text(json.dumps(stored))
     with pytest.raises(BundleError, match=r"lacks its token for unknown words, '\[UNK\]'"):
         read_tokenizer(folder, 10**6)
