@@ -46,12 +46,19 @@ def add_tokens(tokenizer: Tokenizer, settings: dict[str, Any], folder: Path, *, 
         bert: the tokenizer has BERT's special tokens, whether the settings name them or not.
 
     Raises:
-        BundleError: the vocabulary lacks one that was added to it, or the settings are of another form.
+        BundleError: the vocabulary lacks one that was added to it; only tokenizer.json adds one that
+            `added_tokens_decoder` should name; or the settings are of another form.
     """
     known = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
     roles = [role for role in _ROLES if (bert and role in _BERT_ROLES) or settings.get(f"{role}_token")]
     added = list(_added_tokens(folder, settings))
-    for token in (*(special_token(folder, settings, role) for role in roles), *added):
+    tokens = [*(special_token(folder, settings, role) for role in roles), *added]
+    if bert and _DECODER in settings and (more := known - {token.content for token in tokens}):
+        raise BundleError(
+            f"{folder}: tokenizer.json adds {min(more)!r}, which {_DECODER} lacks: in a text, transformers 4 "
+            "finds it and transformers 5 does not"
+        )
+    for token in tokens:
         if token.content in known:
             continue
         known.add(token.content)  # the first wins

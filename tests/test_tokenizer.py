@@ -149,6 +149,18 @@ def test_berts_own_tokens_are_not_added_again(folder: Path) -> None:
     assert not {1, 2, 4} & {*found.ids}
 
 
+def test_a_token_that_only_tokenizer_json_adds_is_refused_where_the_settings_name_all(folder: Path) -> None:
+    tokenizer = read_tokenizer(folder, 10**6)
+    tokenizer.add_special_tokens(["man"])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    _agrees_with_transformers(folder)
+    _edit(folder / "tokenizer_config.json", **DECODER)
+    with pytest.raises(BundleError, match=r"tokenizer\.json adds 'man', which added_tokens_decoder lacks"):
+        read_tokenizer(folder, 10**6)
+    _edit(folder / "tokenizer_config.json", additional_special_tokens=["man"])
+    _agrees_with_transformers(folder)
+
+
 def test_electras_tokenizer_is_berts(folder: Path) -> None:
     _edit(folder / "tokenizer_config.json", tokenizer_class="ElectraTokenizerFast", do_lower_case=False)
     _agrees_with_transformers(folder)
