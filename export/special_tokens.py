@@ -52,7 +52,11 @@ def add_tokens(tokenizer: Tokenizer, settings: dict[str, Any], folder: Path, *, 
     known = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
     roles = [role for role in _ROLES if (bert and role in _BERT_ROLES) or settings.get(f"{role}_token")]
     added = list(_added_tokens(folder, settings))
-    tokens = [*(special_token(folder, settings, role) for role in roles), *added]
+    listed = {token["content"]: token for token in (settings.get(_DECODER) or {}).values()}
+    tokens = [special_token(folder, settings, role) for role in roles]
+    # A role has its token by name, as a rule, and the flags of that token are listed.
+    tokens = [_token(folder, "", listed[one.content]) if one.content in listed else one for one in tokens]
+    tokens += added
     if bert and _DECODER in settings and (more := known - {token.content for token in tokens}):
         raise BundleError(
             f"{folder}: tokenizer.json adds {min(more)!r}, which {_DECODER} lacks: in a text, transformers 4 "

@@ -140,6 +140,18 @@ def test_an_added_token_that_is_not_called_special_is_found_in_any_case(folder: 
     assert found.ids == theirs("theMANman", add_special_tokens=False)["input_ids"]
 
 
+def test_the_flags_of_a_listed_token_count_though_a_role_names_it(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+    listed = {"4": {"content": "[MASK]", "special": True, "single_word": True}}
+    _edit(folder / "tokenizer_config.json", mask_token="[MASK]", added_tokens_decoder=listed)
+    theirs = transformers.AutoTokenizer.from_pretrained(folder)(
+        "the[MASK]man [MASK]", add_special_tokens=False
+    )
+    found = read_tokenizer(folder, 10**6).encode("the[MASK]man [MASK]", add_special_tokens=False)
+    assert found.ids == theirs["input_ids"]
+    assert found.ids.count(4) == 1
+
+
 def test_berts_own_tokens_are_not_added_again(folder: Path) -> None:
     """As plain ones, which would be found in lower case too."""
     (folder / "added_tokens.json").write_text(json.dumps({"[CLS]": 2, "[UNK]": 1, "[MASK]": 4}))
