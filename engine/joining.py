@@ -11,7 +11,7 @@ import atexit
 import os
 import threading
 import weakref
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -62,7 +62,7 @@ class Joiner:
         self._engine, self._max_waiting = engine, max_waiting
         self._turn = max(_TURN_TOKENS, _TURN_BATCHES * engine.info.max_batch_tokens)
         self._longest = engine.info.max_tokens
-        self._requests: deque[_Request] = deque()  # those with pairs not begun yet
+        self._requests: OrderedDict[_Request, None] = OrderedDict()  # with pairs not begun yet, in turn
         self._waiting = self._held = 0  # pairs not begun yet, and the bytes of their requests
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
@@ -121,7 +121,7 @@ class Joiner:
                     self._thread = None  # the next request tries again
                     raise SegueError(f"no thread to compute in: {error}") from error
                 atexit.register(self.close)  # else the process would end during a turn, and crash
-            self._requests.append(request)
+            self._requests[request] = None
             self._waiting += len(pairs)
             self._held += request.held
             self._changed.notify_all()  # one that a signal's exception interrupts may leave a waiter behind
@@ -146,8 +146,8 @@ class Joiner:
             atexit.unregister(self.close)
 
     def _forget(self, request: _Request | None) -> None:
-        """Begin no more pairs of a request that has ended: a cancelled one may have some left, one that is
-        gone (None) none."""
+        """Begin no more pairs of a request that has ended, and hold its texts no longer: a cancelled one may
+        have some left, one that is gone (None) none."""
         if request is None:
             return
         with self._changed:
@@ -155,6 +155,7 @@ class Joiner:
                 self._waiting -= request.left
                 self._held -= request.held
                 request.begun = len(request.pairs)
+                self._requests.pop(request, None)
 
     def _work(self) -> None:
         while turn := self._next_turn():
@@ -168,9 +169,9 @@ class Joiner:
         with self._changed:
             while True:
                 if self._closed:
-                    for request in self._requests:
+                    while self._requests:
+                        request, _ = self._requests.popitem(last=False)
                         request.fail(Closed(_CLOSED))
-                    self._requests.clear()
                     self._thread = None
                     return []
                 if turn := self._take():
@@ -182,9 +183,7 @@ class Joiner:
         others: list[_Request] = []  # with other options; the next turn begins with them
         room = _BYTES * self._turn
         while self._requests and room > 0:
-            request = self._requests.popleft()
-            if not request.left:
-                continue
+            request, _ = self._requests.popitem(last=False)
             if turn and request.options != turn[0][0].options:
                 others.append(request)
                 continue
@@ -195,10 +194,12 @@ class Joiner:
             most = _BYTES * (request.options[1] or self._longest)
             room -= min(size + _BYTES * MIN_TOKENS, most) + size // _READ
             if request.left:
-                self._requests.append(request)
+                self._requests[request] = None
             else:
                 self._held -= request.held
-        self._requests.extendleft(reversed(others))
+        for request in reversed(others):
+            self._requests[request] = None
+            self._requests.move_to_end(request, last=False)
         return turn
 
     def _compute(self, turn: list[tuple[_Request, int]]) -> None:

@@ -323,16 +323,28 @@ def test_a_request_is_answered_although_the_one_before_was_interrupted(
     check(joiner.ask([(A, B)]).result(SECONDS), engine, [(A, B)])
 
 
-def test_nothing_of_a_request_stays_once_it_is_answered(joiner: Joiner) -> None:
-    class Pairs(list[Any]):  # a plain list allows no weak references
-        pass
+class Pairs(list[Any]):  # a plain list allows no weak references
+    pass
 
+
+def test_nothing_of_a_request_stays_once_it_is_answered(joiner: Joiner) -> None:
     pairs = Pairs([(A, B)] * 3)
     alive = weakref.ref(pairs)
     future = joiner.ask(pairs)
     del pairs
     future.result(SECONDS)
     until(lambda: alive() is None)
+
+
+def test_nothing_of_a_request_waits_for_a_turn_once_it_is_cancelled(joiner: Joiner, gate: Gate) -> None:
+    occupied(joiner, gate)
+    pairs = Pairs([(A, B)] * 3)
+    alive = weakref.ref(pairs)
+    gone = joiner.ask(pairs)
+    del pairs
+    assert gone.cancel()
+    assert alive() is None
+    gate.open.set()
 
 
 def test_options_are_refused_at_the_call(joiner: Joiner) -> None:
