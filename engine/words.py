@@ -20,6 +20,8 @@ from tokenizers.models import WordPiece
 from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 
+from segue.errors import SegueError
+
 __all__ = ["Words"]
 
 _SENTENCES_AT_ONCE = 1024  # bounds the lists of their words, and how far room is overrun
@@ -117,6 +119,7 @@ class Words:
 
         Raises:
             TypeError: a sentence has no UTF-8 form.
+            SegueError: the tokenizer failed.
         """
         known, older, splits = self._known, self._older, self._splits  # another thread may replace these
         rows: list[bytes] = []
@@ -174,7 +177,13 @@ class Words:
             some = words[first : first + run * _TEXTS]
             runs = [some[start : start + run] for start in range(0, len(some), run)]
             texts = list(map(" | ".join, runs))
-            found = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+            try:
+                found = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+            except BaseException as error:
+                if type(error).__name__ != "PanicException":
+                    raise
+                # Rust's panic, as where the system grants it no threads: no Exception, so nobody expects it.
+                raise SegueError(f"the tokenizer failed: {error}") from error
             for part, encoding in zip(runs, found, strict=True):
                 ids = np.array(encoding.ids, dtype=np.int32)
                 bars = np.flatnonzero(ids == self._bar) if len(part) > 1 else ids[:0]

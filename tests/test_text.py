@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tokenizers import BertWordPieceTokenizer
 
 import segue.words
-from segue import BundleError, InputError
+from segue import BundleError, InputError, SegueError
 from segue.batching import pack
 from segue.encoded import truncated_lengths
 from segue.text import PairEncoder, _distinct, _far_too_long, _plain, number_pairs
@@ -313,6 +313,20 @@ def _reader(encoder: PairEncoder) -> Reader:
 @pytest.fixture
 def fresh(make_checkpoint) -> PairEncoder:
     return PairEncoder(make_checkpoint() / "tokenizer.json", 512)
+
+
+def test_a_tokenizer_that_panics_for_want_of_threads_is_an_error_like_others(fresh, monkeypatch):
+    class PanicException(BaseException):  # the package makes its own known to nobody
+        pass
+
+    def panic(*_: Any, **__: Any) -> Any:
+        raise PanicException("no threads")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(_reader(fresh), "encode_batch_fast", panic)
+        with pytest.raises(SegueError, match=r"^the tokenizer failed: no threads$"):
+            fresh.encode([("the man", "went")])
+    assert len(fresh.encode([("the man", "went")]).pairs) == 1
 
 
 def test_a_word_is_read_when_it_is_new_and_not_again(fresh):
