@@ -101,7 +101,7 @@ def sections(run: Any, arguments: argparse.Namespace) -> list[Any]:
     from gpu_model import profile, throughput
     from gpu_parity import check_kernels
     from gpu_parity_models import check_models
-    from gpu_peers import compare_peers
+    from gpu_peers import compare_compiled, compare_peers
     from gpu_run import Section
     from gpu_tests import run_tests
     from gpu_warmup import warm_ups
@@ -115,13 +115,20 @@ def sections(run: Any, arguments: argparse.Namespace) -> list[Any]:
         Section(models, partial(check_models, run), 60),
         Section("throughput", partial(throughput, run), 80, models),
         Section("latency", partial(latency, run), 25, models),
-        Section("peers", partial(compare_peers, run, **autotune), 900 if arguments.autotune else 120, models),
+        Section("peers", partial(compare_peers, run), 150, models),
         Section("end to end", partial(end_to_end, run), 35, models),
         Section("profile", partial(profile, run), 20, models),
         Section(
             "kernels", partial(time_kernels, run, **autotune), 600 if arguments.autotune else 70, kernels
         ),
         Section("warm-up", partial(warm_ups, run), 80),
+        # behind all that runs executors, for the reason given there
+        Section(
+            "compiled peers",
+            partial(compare_compiled, run, **autotune),
+            900 if arguments.autotune else 150,
+            "peers",
+        ),
     ]
     if arguments.sanitize:
         every.append(Section("memory", partial(check_memory, run), 120))
@@ -131,7 +138,9 @@ def sections(run: Any, arguments: argparse.Namespace) -> list[Any]:
     if unknown := set(arguments.only or ()) - set(names):
         sys.exit(f"gpu: --only: no section {', '.join(sorted(unknown))}; there are {', '.join(names)}")
     wanted = set(arguments.only or names) | {"machine"}
-    wanted |= {section.needs for section in every if section.name in wanted and section.needs}
+    for section in reversed(every):  # what is relied on comes first, and may rely on others itself
+        if section.name in wanted and section.needs:
+            wanted.add(section.needs)
     return [section for section in every if section.name in wanted]
 
 

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from segue.batching import PackedBatch
 
-__all__ = ["compare_peers"]
+__all__ = ["compare_compiled", "compare_peers"]
 
 _PADDED = (32, 128, 512, 2048)  # pairs of a padded batch
 _CHECKED = 48  # pairs checked with float64
@@ -34,7 +34,7 @@ _COMPILING = 30  # least seconds left to compile a module in
 Scorer = Callable[[], np.ndarray]
 
 
-def compare_peers(run: Run, work: Work, found: dict[str, Any], *, autotune: bool = False) -> None:
+def compare_peers(run: Run, work: Work, found: dict[str, Any]) -> None:
     """`found["rows"]`: by model and workload, the pairs a second of every side whose scores are right."""
     found["there"] = _there()
     found["rows"], found["one pair"] = [], []
@@ -53,8 +53,6 @@ def compare_peers(run: Run, work: Work, found: dict[str, Any], *, autotune: bool
             _time(work, scorers, yardstick, row)
     for model, half in halves.items():
         _one_pair(work, model, half, found["one pair"])
-    if not work.smoke:
-        _compiled(run, work, found, autotune)
 
 
 def _time(
@@ -125,9 +123,16 @@ def _one_pair(work: Work, model: str, half: Any, rows: list[dict[str, Any]]) -> 
         rows.append({"model": model, "side": side, **summary(taken[warm:])})
 
 
-def _compiled(run: Run, work: Work, found: dict[str, Any], autotune: bool) -> None:
-    """`torch.compile` of transformers' module, on the workload whose batches are all alike, in turn with the
-    best of segue and of the module as it was."""
+def compare_compiled(run: Run, work: Work, found: dict[str, Any], *, autotune: bool = False) -> None:
+    """`found["rows"]`: `torch.compile` of transformers' module, on the workload whose batches are all alike,
+    in turn with the best of segue and of the module as it was.
+
+    Compiled modules free what the GPU graphs of executors that are not batch-invariant write to
+    (segue.executors.triton_products): these are not run here, nor in this process afterwards.
+    """
+    found["rows"] = []
+    if work.smoke:
+        return
     workload, lengths = next(iter(work.workloads.items()))
     whole = batch_of(lengths)
     for mode in ("default", "reduce-overhead", *(["max-autotune"] if autotune else [])):
@@ -138,7 +143,7 @@ def _compiled(run: Run, work: Work, found: dict[str, Any], autotune: bool) -> No
             torch.compiler.reset()
             half = copy.deepcopy(work.model(model).module).half().to(work.device)
             yardstick = _yardstick(half, whole, _checked(work), work.device)
-            best = _best_sides(found["rows"], model, workload)
+            best = _best_sides(run.found("peers")["rows"], model, workload)
             scorers = {n: s for n, s in _scorers(run, work, model, half, whole) if n in best.values()}
             setting = best.get("transformers", f" @ {_PADDED[1]} pairs").split(" @ ")[-1]
             batches = padded(whole, int(setting.split()[-2]), pinned=not work.smoke)
@@ -152,7 +157,8 @@ def _compiled(run: Run, work: Work, found: dict[str, Any], autotune: bool) -> No
 
 
 def _best_sides(rows: list[dict[str, Any]], model: str, workload: str) -> dict[str, str]:
-    """The fastest side of segue and of transformers, with its batch size, where there is one."""
+    """The fastest side of segue, batch-invariant, and of transformers, with its batch size, where there is
+    one."""
     rates = {
         name: side["pairs/s"]
         for row in rows
@@ -161,7 +167,7 @@ def _best_sides(rows: list[dict[str, Any]], model: str, workload: str) -> dict[s
         if "pairs/s" in side
     }
     best = {}
-    for whose, start in (("segue", "segue"), ("transformers", "transformers, SDPA")):
+    for whose, start in (("segue", "segue, float16 @"), ("transformers", "transformers, SDPA")):
         if some := [name for name in rates if name.startswith(start)]:
             best[whose] = max(some, key=rates.__getitem__)
     return best

@@ -135,7 +135,7 @@ def _peers(found: Found, _: Found) -> Rows:
             theirs = [side["pairs/s"] for side, _ in some if "pairs/s" in side]
             times = f"{max(ours) / max(theirs):.2f}" if ours and theirs else ""
             yield model, workload, family, rate, setting, times
-    for name, there in found["there"].items():
+    for name, there in found.get("there", {}).items():
         if not there:
             yield "", "", name, "", "not there", ""
     for row in found.get("one pair", []):
@@ -197,4 +197,5 @@ _TABLES: dict[str, tuple[str, Callable[[Found, Found], Rows]]] = {
     "memory": ("tool | verdict | it said", _memory),
     "tests": ("what | verdict | counts | which failed", _tests),
     "peers": ("model | workload | side | pairs/s | at | segue's best is so many times that", _peers),
+    "compiled peers": ("model | workload | side | pairs/s | at | segue's best is so many times that", _peers),
 }  # fmt: skip

@@ -87,7 +87,7 @@ def test_the_smoke_run_takes_every_section_without_the_exporter(prepared: Path, 
     _check_times(found)
     table = written.with_suffix(".md").read_text()
     assert "meaningless" in table
-    for name in set(found) - {"machine", "compiling ahead", "profile"}:
+    for name in set(found) - {"machine", "compiling ahead", "profile", "compiled peers"}:
         assert f"\n## {name.capitalize()}\n\n| " in table
     for name in found:
         assert f"\n| {name} | done |" in table
@@ -302,9 +302,9 @@ def test_every_section_leaves_a_word_in_the_record_whatever_becomes_of_it(
 
 def test_only_takes_along_what_a_section_relies_on() -> None:
     options = {"autotune": False, "sanitize": False, "tests": False}
-    chosen = gpu.sections(None, argparse.Namespace(only=["peers", "kernels"], **options))
+    chosen = gpu.sections(None, argparse.Namespace(only=["compiled peers", "kernels"], **options))
     assert [section.name for section in chosen] == [
-        "machine", "parity of kernels", "parity of models", "peers", "kernels",
+        "machine", "parity of kernels", "parity of models", "peers", "kernels", "compiled peers",
     ]  # fmt: skip
     with pytest.raises(SystemExit, match="no section thruput; there are machine, "):
         gpu.sections(None, argparse.Namespace(only=["thruput"], **options))
@@ -409,6 +409,34 @@ def test_one_pair_is_timed_by_transformers_and_by_the_packed_pass(work: Any) -> 
     gpu_peers._one_pair(work, "toy", work.model("toy").module.eval(), rows)
     assert [row["side"] for row in rows] == ["transformers, SDPA", "a loop of SDPA, packed"]
     assert all(row["p50"] > 0 for row in rows)
+
+
+def test_compiled_modules_come_last_and_beside_batch_invariant_executors(
+    work: Any, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For the others' GPU graphs write to memory that a compiled module frees."""
+    every = gpu.sections(None, argparse.Namespace(autotune=False, sanitize=False, tests=False, only=None))
+    assert every[-1].name == "compiled peers"
+    invariant, not_invariant = (
+        "segue, float16 @ 16 tokens",
+        "segue, float16, batch_invariant=False @ 16 tokens",
+    )
+    padded = "transformers, SDPA, sorted @ 2 pairs"
+    rates = {invariant: 2.0, not_invariant: 3.0, padded: 1.0}
+    sides = {name: {"pairs/s": rate} for name, rate in rates.items()}
+    row = {"model": "toy", "workload": "S = 8", "sides": sides}
+    run.record["sections"]["peers"] = {"found": {"rows": [row]}}
+    work.smoke, scorer = False, lambda *_, **__: None
+    monkeypatch.setattr(gpu_peers, "_scorers", lambda *_: [(name, scorer) for name in rates])
+    monkeypatch.setattr(gpu_peers, "_yardstick", scorer)
+    monkeypatch.setattr(gpu_peers, "padded", scorer)
+    monkeypatch.setattr(gpu_peers, "_time", lambda _, scorers, __, row: row["sides"].update(scorers))
+    found: dict[str, Any] = {}
+    gpu_peers.compare_compiled(run, work, found)
+    assert [list(row["sides"]) for row in found["rows"]] == [
+        [invariant, padded, f"transformers, torch.compile {mode} @ 2 pairs"]
+        for mode in ("default", "reduce-overhead")
+    ]
 
 
 def test_a_checkout_that_is_not_installed_is_importable(tmp_path: Path) -> None:
