@@ -85,25 +85,30 @@ def main() -> None:
         return compile_share(tables, *arguments.share)
     if not arguments.smoke:
         compile_ahead(arguments.op)
-    chosen = {}
-    for table in tables:
-        chosen[table.name] = choose(table, arguments.smoke)
-        for line, found in chosen[table.name].items():
-            print(f"{table.name}, {line}: {found['candidate']}  # {found['times']}", flush=True)
-    rows = None
-    if arguments.op in (None, "library"):
-        rows = library_rows(device, arguments.smoke)
-        print(f"library, from so many rows: {rows}", flush=True)
-    record = {
+    record: dict[str, Any] = {
         "device": torch.cuda.get_device_name() if device == "cuda" else "interpreted",
         "target": target(torch.device(device, 0)),
         "versions": {"torch": torch.__version__, "triton": triton.__version__},
         "date": time.strftime("%Y-%m-%d"),
-        "tables": chosen,
-        "library_rows": rows,
+        "tables": {},
+        "library_rows": None,
+        "orders": {},  # what the tables were chosen from
     }
-    if arguments.out:
-        Path(arguments.out).write_text(json.dumps(record, indent=1) + "\n")
+
+    def keep(key: str, found: Any) -> None:
+        record[key] = found
+        if arguments.out:
+            Path(arguments.out).write_text(json.dumps(record, indent=1) + "\n")
+
+    for table in tables:
+        chosen = choose(table, arguments.smoke, lambda tried: keep("orders", record["orders"] | tried))
+        keep("tables", record["tables"] | {table.name: chosen})
+        for line, found in chosen.items():
+            print(f"{table.name}, {line}: {found['candidate']}  # {found['times']}", flush=True)
+    if arguments.op in (None, "library"):
+        rows = library_rows(device, arguments.smoke)
+        keep("library_rows", rows)
+        print(f"library, from so many rows: {rows}", flush=True)
 
 
 def compile_ahead(op: str | None) -> None:
@@ -128,8 +133,9 @@ def compile_share(tables: list[Table], first: int, step: int) -> None:
                         getattr(kernels, op)(*arguments, **options)
 
 
-def choose(table: Table, smoke: bool) -> dict[str, Any]:
-    """The best candidate of each line, under the best of the orders."""
+def choose(table: Table, smoke: bool, keep: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """The best candidate of each line, under the best of the orders. After each line, `keep` is given those
+    of its order, by table and order: a run cut short leaves what it found."""
     best: tuple[float, dict[str, Any]] = (float("inf"), {})
     for order in table.orders:
         candidates = list(table.candidates(order))[: 2 if smoke else None]
@@ -151,7 +157,7 @@ def choose(table: Table, smoke: bool) -> dict[str, Any]:
                 "tried": len(candidates),
                 "all": {str(candidate): _shown(found) for candidate, found in times.items()},
             }
-            # so a run cut short still tells what it found
+            keep({f"{table.name} {order}": lines})
             print(f"{table.name} {order}, {line}: {winner}  # {lines[str(line)]['times']}", file=sys.stderr)
         else:
             best = min(best, (total, lines), key=lambda entry: entry[0])

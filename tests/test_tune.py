@@ -38,7 +38,7 @@ def candidate_of(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict], Any]:
             use,
             lambda line: (("softmax", (torch.ones(size, 2),), {}) for size in sizes),
         )
-        return tune.choose(table, False)["a line"]["candidate"]
+        return tune.choose(table, False, lambda _: None)["a line"]["candidate"]
 
     return choose
 
@@ -138,6 +138,24 @@ def test_every_line_is_told_when_it_is_chosen(candidate_of, capsys):
         "softmax 32, a line: (32, 1)",
         "softmax 64, a line: (64, 1)",
     ]
+
+
+def test_a_run_cut_short_leaves_what_it_found(monkeypatch, tmp_path):
+    """In the second line of the second table."""
+    out = tmp_path / "tables.json"
+
+    def measure(table: tune.Table, _: Any, calls: list[Any]) -> list[float]:
+        if calls[0][2].get("longest") == tune.PAIRS[64]:
+            raise KeyboardInterrupt
+        return [1.0] * len(calls)
+
+    monkeypatch.setattr(tune, "measure", measure)
+    monkeypatch.setattr(sys, "argv", ["tune.py", "--smoke", "--out", str(out)])
+    with pytest.raises(KeyboardInterrupt):
+        tune.main()
+    found = json.loads(out.read_text())
+    assert list(found["tables"]) == ["linear"]
+    assert list(found["orders"]["packed_attention 64"]) == ["32"]
 
 
 def test_it_runs_through_on_toy_shapes(monkeypatch, tmp_path, capsys):
