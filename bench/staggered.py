@@ -17,7 +17,10 @@ timed. If it wins, it belongs in `kernels/`; if not, this file goes.
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import sys
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 if __name__ == "__main__":
@@ -39,7 +42,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-__all__ = ["CONFIGURATIONS", "arguments", "staggered_kernel"]
+__all__ = ["CONFIGURATIONS", "arguments", "attempt", "staggered_kernel"]
 
 SHAPES = (  # K, N, GELU: the products of BERT-base and of MiniLM-L6
     (768, 2304, False), (768, 768, False), (768, 3072, True), (3072, 768, False),
@@ -50,6 +53,7 @@ _meet = getattr(gl, "thread_barrier", None) or gl.barrier  # of the warps of a g
 CONFIGURATIONS = ((256, 32, 8, 6), (256, 32, 8, 4), (256, 64, 4, 3), (256, 64, 4, 2), (128, 64, 6, 3))
 _ROWS = 64  # of a group
 _GROUP = 8  # rows of tiles that are walked column by column
+_PATIENCE = 60.0  # seconds for a configuration to compile and run, and for all of a shape to be timed
 
 
 @gluon.jit
@@ -206,6 +210,18 @@ def arguments(
     return [*described[:2], bias, described[2], len(x)], options
 
 
+def attempt(launch: Callable[[], Any]) -> str | None:
+    """Launch; the error's name, or None. Groups that wait for each other never end, and nothing else runs on
+    the GPU until this process does: it ends after _PATIENCE, counted from here to the next attempt."""
+    faulthandler.dump_traceback_later(_PATIENCE, exit=True)
+    try:
+        launch()
+        torch.cuda.synchronize()
+    except Exception as error:  # what does not compile is part of the result
+        return type(error).__name__
+    return None
+
+
 def main() -> None:
     """Compare, then time."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
@@ -218,7 +234,8 @@ def main() -> None:
     from segue import kernels
 
     device = torch.device("cuda")
-    print("| K | N | side | µs | TFLOP/s |\n|---|---|---|---|---|")
+    _row("K", "N", "side", "µs", "TFLOP/s")
+    _row(*["---"] * 5)
     for depth, columns, gelu in SHAPES:
         x, weight = (torch.randn(n, depth, device=device).half() for n in (rows, columns))
         weight, bias = weight / depth**0.5, torch.randn(columns, device=device).half()
@@ -232,26 +249,24 @@ def main() -> None:
         for configuration in CONFIGURATIONS:
             mine = torch.full_like(out, torch.nan)
             given, options = arguments(x, weight, bias, mine, configuration, gelu)
-            try:
-                staggered_kernel[(132,)](*given, **options)
-                torch.cuda.synchronize()
-            except Exception as error:  # what does not compile is part of the result
-                print(f"| {depth} | {columns} | {configuration} | {type(error).__name__} | |")
+            launch = partial(staggered_kernel[(132,)], *given, **options)
+            if error := attempt(launch):
+                _row(depth, columns, configuration, error, "")
                 continue
             if not torch.equal(mine, expected):
                 wrong = (mine - expected).abs().max().item()
-                print(f"| {depth} | {columns} | {configuration} | differs by {wrong:.2g} | |")
+                _row(depth, columns, configuration, f"differs by {wrong:.2g}", "")
                 if not wrong < 0.01:  # NaN, too
                     continue
-            sides[f"staggered {configuration}"] = [
-                lambda g=given, o=options: staggered_kernel[(132,)](*g, **o)
-            ]
+            sides[f"staggered {configuration}"] = [launch]
         for name, took in compare(sides, device).items():
             rate = 2e-6 * rows * depth * columns / took["us"] if "us" in took else 0
-            print(
-                f"| {depth} | {columns} | {name} | {took.get('us', took.get('error'))} | {rate:.0f} |",
-                flush=True,
-            )
+            _row(depth, columns, name, took.get("us", took.get("error")), f"{rate:.0f}")
+    faulthandler.cancel_dump_traceback_later()
+
+
+def _row(*cells: Any) -> None:
+    print(f"| {' | '.join(map(str, cells))} |", flush=True)
 
 
 if __name__ == "__main__":

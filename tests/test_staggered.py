@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -38,3 +41,26 @@ def test_two_groups_multiply_and_one_warp_fetches_for_both(binaries):
         assert registers  # given from one group to another
         assert fetches in (2, 2 * 384 // depth)  # of x and of weight, for both; in a loop or written out
         assert powers == columns  # a thread of either group has half of them
+
+
+def test_a_kernel_that_never_ends_ends_the_process_and_not_what_it_printed():
+    code = f"""
+import sys, time
+sys.path.insert(0, {str(BENCH)!r})
+import staggered
+staggered._PATIENCE = 0.1
+staggered._row("what was found")
+staggered.attempt(lambda: time.sleep(50))
+"""
+    environment = os.environ | {"TRITON_INTERPRET": "0"}
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=40,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stdout == "| what was found |\n"
+    assert "in attempt" in done.stderr
