@@ -62,7 +62,10 @@ def time_kernels(run: Run, work: Work, found: dict[str, Any], *, autotune: bool 
         if not parity.get(contest.op, {}).get(name, {}).get("ok"):
             row["not timed"] = "the kernel is not what its twin is"
             continue
-        _time(contest, row, work)
+        try:
+            _time(contest, row, work)
+        except Exception as error:  # whatever it is, the contests after this one are to take place
+            row["not timed"] = f"{type(error).__name__}: {error}"[:300]
 
 
 def _time(contest: Contest, row: dict[str, Any], work: Work) -> None:

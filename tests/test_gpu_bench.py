@@ -200,6 +200,25 @@ def test_a_side_that_is_wrong_at_the_timed_shape_is_not_timed(
     assert "wrong by" in sides["half"]["error"]
 
 
+def test_a_kernel_that_does_not_run_at_the_timed_shape_leaves_the_other_contests(
+    work: Any, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = {"float16": {"ok": True, "cases": 1}}
+    found = {"softmax": right, "add_layer_norm": right}
+    run.record["sections"]["parity of kernels"] = {"status": "done", "found": found}
+    monkeypatch.setattr(gpu_kernels, "_contests", _only("softmax", "add_layer_norm", gpu_kernels._contests))
+    monkeypatch.setattr(kernels, "add_layer_norm", lambda *_, **__: 1 / 0)
+    section = gpu_run.Section("kernels", lambda w, f: gpu_kernels.time_kernels(run, w, f), 99)
+    run.take(section, work)
+    first, second = run.found("kernels")["rows"]
+    assert first["not timed"] == "ZeroDivisionError: division by zero"
+    assert "us" in second["sides"]["segue"]
+    assert (
+        "| add_layer_norm | 20 x 64 |  |  |  |  | ZeroDivisionError: division by zero |"
+        in gpu_report.markdown(run.record)
+    )
+
+
 @pytest.mark.parametrize(
     ("fault", "said"),
     [
