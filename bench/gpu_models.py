@@ -36,6 +36,7 @@ class Model(NamedTuple):
     name: str
     bundle: Path
     longest: int
+    words: int
     module: torch.nn.Module | None
 
 
@@ -76,12 +77,13 @@ class Work:
         """The model of that name."""
         if name not in self._models:
             if self._bundle and name == self._bundle.name:
-                longest = json.loads((self._bundle / "segue.json").read_text())["max_tokens"]
-                self._models[name] = Model(name, self._bundle, longest, None)
+                about = json.loads((self._bundle / "segue.json").read_text())
+                words = about["dimensions"]["vocab_size"]
+                self._models[name] = Model(name, self._bundle, about["max_tokens"], words, None)
             else:
-                folder = self._folder / name
-                module = write_bundle(self._prepared / f"{name}.onnx", self._sizes[name], folder)
-                self._models[name] = Model(name, folder, self._sizes[name].positions, module)
+                folder, sizes = self._folder / name, self._sizes[name]
+                module = write_bundle(self._prepared / f"{name}.onnx", sizes, folder)
+                self._models[name] = Model(name, folder, sizes.positions, sizes.vocab_size, module)
         return self._models[name]
 
     def executor(self, name: str, precision: str, invariant: bool) -> Executor:
@@ -143,12 +145,13 @@ def write_bundle(graph: Path, dimensions: Dimensions, folder: Path) -> torch.nn.
     return module
 
 
-def batch_of(lengths: list[int], seed: int = 0) -> PackedBatch:
-    """Pairs of so many random words each; which words depends on a pair's place in the list."""
+def batch_of(lengths: list[int], seed: int = 0, *, words: int = 30_000) -> PackedBatch:
+    """Pairs of so many random words each, out of so many; which words depends on a pair's place in the
+    list."""
     draw = np.random.default_rng(seed)
     sizes = np.array(lengths)
     bounds = np.cumsum([0, *sizes])
-    ids = draw.integers(1000, 30_000, bounds[-1])
+    ids = draw.integers(words // 30, words, bounds[-1])
     positions = np.arange(bounds[-1]) - np.repeat(bounds[:-1], sizes)
     types = (positions > np.repeat(sizes // 2, sizes)).astype(np.int64)
     ids[bounds[:-1]], ids[bounds[1:] - 1] = 101, 102

@@ -41,7 +41,7 @@ def check_models(run: Run, work: Work, found: dict[str, Any]) -> None:
         run.check_time()
         model = work.model(name)
         plan = read_plan(model.bundle / MODEL)
-        batch = batch_of([min(n, model.longest) for n in lengths])
+        batch = batch_of([min(n, model.longest) for n in lengths], words=model.words)
         entry = found[name] = {"executors": {}}
         entry["from PyTorch in float64"] = distance = _distance(plan, model, batch, work.device)
         for precision, invariants in _executors(work):
@@ -58,7 +58,7 @@ def check_models(run: Run, work: Work, found: dict[str, Any]) -> None:
                     about |= {"error": wrong, "eager error": (eager - exact).abs().max().item()}
                     assert distance <= _CLOSE, f"the plan is {distance:.3g} from PyTorch, in float64"
                     assert_as_exact(torch.from_numpy(logits).to(dtype), eager, exact)
-                    about["bits"] = _bits(work, name, precision, invariant, lengths, model.longest)
+                    about["bits"] = _bits(work, model, precision, invariant, lengths)
                     assert not invariant or about["bits"]["same"], "a pair's bits hang on its batch"
                     about["ok"] = True
                 except Exception as error:  # whatever it is, this executor is not timed
@@ -86,12 +86,10 @@ def _run(work: Work, name: str, precision: str, invariant: bool, *batches: Any) 
     return np.concatenate(logits)
 
 
-def _bits(
-    work: Work, name: str, precision: str, invariant: bool, lengths: list[int], longest: int
-) -> dict[str, Any]:
+def _bits(work: Work, model: Model, precision: str, invariant: bool, lengths: list[int]) -> dict[str, Any]:
     """How pairs come out alone and together: in two orders, and in threads that share an executor."""
-    lengths = [min(n, longest) for n in lengths]
-    singles = [batch_of([n], seed) for seed, n in enumerate(lengths)]
+    lengths, name = [min(n, model.longest) for n in lengths], model.name
+    singles = [batch_of([n], seed, words=model.words) for seed, n in enumerate(lengths)]
     alone = _run(work, name, precision, invariant, *singles)
     same, differ = True, 0.0
     for order in (np.arange(len(singles)), np.random.default_rng(0).permutation(len(singles))):

@@ -219,6 +219,21 @@ def test_a_kernel_that_does_not_run_at_the_timed_shape_leaves_the_other_contests
     )
 
 
+def test_a_bundle_of_few_words_is_compared_like_any_other(
+    prepared: Path,
+    tmp_path: Path,
+    run: Any,
+    make_bundle: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bundle = make_bundle(hidden_size=32, layers=1)
+    work = gpu_models.Work(prepared, tmp_path, torch.device("cpu"), bundle, ("float16",))
+    monkeypatch.setattr(gpu_parity_models, "_executors", lambda work: [])
+    found: dict[str, Any] = {}
+    gpu_parity_models.check_models(run, work, found)
+    assert 0 < found[bundle.name]["from PyTorch in float64"] < 1e-9
+
+
 @pytest.mark.parametrize(
     ("fault", "said"),
     [
