@@ -6,7 +6,8 @@
     python bench/gpu.py --smoke              toy sizes, interpreted: takes every path, measures nothing
 
 Correctness comes first: what is wrong is not timed. Works in a checkout that is not installed, and downloads
-nothing. Writes DIR/<gpu>-<date>.json, complete after every section, and a table of it beside.
+nothing. Writes DIR/<gpu>-<date>.json, complete after every section, and a table of it beside; a second run of
+a day has a -2 in their names.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import tempfile
 import time
 from contextlib import ExitStack
 from functools import partial
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +64,9 @@ def run_sections(arguments: argparse.Namespace, given: list[str], device: Any) -
 
     started = time.monotonic()
     date = time.strftime("%Y-%m-%d")
-    path = arguments.out / f"{slug(device)}-{date}.json"
+    names = (f"{slug(device)}-{date}{again}.json" for again in chain([""], map("-{}".format, count(2))))
+    path = next(arguments.out / name for name in names if not (arguments.out / name).exists())
+    command = [Path(word).name if Path(word).is_absolute() else word for word in given]  # no folders of ours
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="segue-gpu-")))
         prepared = arguments.prepared or (folder / "prepared" if arguments.smoke else PREPARED)
@@ -77,7 +81,7 @@ def run_sections(arguments: argparse.Namespace, given: list[str], device: Any) -
             from interpreted import fixed_order  # the interpreter's own sums have other bits at other places
 
             stack.enter_context(fixed_order())
-        run = Run(path, arguments.seconds, date=date, smoke=arguments.smoke, arguments=given)
+        run = Run(path, arguments.seconds, date=date, smoke=arguments.smoke, arguments=command)
         precisions = PRECISIONS[:1] if arguments.smoke else arguments.precision
         work = Work(prepared, folder, device, arguments.bundle, precisions)
         for section in sections(run, arguments):

@@ -5,6 +5,7 @@ For a missing figure it says why; what was skipped, cut short or failed is liste
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -22,7 +23,7 @@ def markdown(record: Found) -> str:
     if record["smoke"]:
         lines += ["**Interpreted on a CPU, in toy sizes: every time below is meaningless.**", ""]
     versions = ", ".join(f"{name} {v}" for name, v in about.get("versions", {}).items() if v)
-    lines += [f"`python bench/gpu.py {' '.join(record['arguments'])}`".replace(" `", "`"), ""]
+    lines += [f"`{shlex.join(['python', 'bench/gpu.py', *record['arguments']])}`", ""]
     lines += [f"{versions}; driver {about.get('driver')}; commit {about.get('commit')}", ""]
     for name, (columns, rows) in _TABLES.items():
         entry = sections.get(name, {})

@@ -294,7 +294,9 @@ def test_every_section_leaves_a_word_in_the_record_whatever_becomes_of_it(
 ) -> None:
     monkeypatch.setattr(gpu_run, "_GRACE", 0.0)
     monkeypatch.setattr(gpu_run, "_LEAST", 0.1)
-    run = gpu_run.Run(tmp_path / "record.json", 2.0, date="today", smoke=True, arguments=["--smoke"])
+    run = gpu_run.Run(
+        tmp_path / "record.json", 2.0, date="today", smoke=True, arguments=["--only", "two words"]
+    )
     on_disk = []
 
     def patient(_: Any, found: dict[str, Any]) -> None:
@@ -330,8 +332,24 @@ def test_every_section_leaves_a_word_in_the_record_whatever_becomes_of_it(
         "patient": "cut short", "deaf": "cut short", "faulty": "running",
     }  # fmt: skip
     table = gpu_report.markdown(run.record)
+    assert "`python bench/gpu.py --only 'two words'`" in table
     assert "| late | skipped | 0.0 | 0 s of the whole time were left |" in table
     assert "ValueError: no such luck" in table
+
+
+def test_a_second_run_of_a_day_leaves_the_first_s_record_and_neither_names_folders(
+    prepared: Path, tmp_path: Path
+) -> None:
+    given = ["--smoke", "--prepared", str(prepared), "--out", str(tmp_path), "--only", "machine"]
+    arguments = gpu._parser().parse_args(given)
+    first, second = (gpu.run_sections(arguments, given, torch.device("cpu"))[0] for _ in range(2))
+    assert second.name == f"{first.stem}-2.json"
+    for written in (first, second):
+        record = json.loads(written.read_text())
+        assert record["arguments"] == [
+            "--smoke", "--prepared", prepared.name, "--out", tmp_path.name, "--only", "machine",
+        ]  # fmt: skip
+        assert written.with_suffix(".md").exists()
 
 
 def test_only_takes_along_what_a_section_relies_on() -> None:
