@@ -140,6 +140,7 @@ def compare_compiled(run: Run, work: Work, found: dict[str, Any], *, autotune: b
             if run.left < _COMPILING:
                 found.setdefault("no time left for", []).append(f"{model}, torch.compile, {mode}")
                 continue
+            run.check_time()
             torch.compiler.reset()
             half = copy.deepcopy(work.model(model).module).half().to(work.device)
             yardstick = _yardstick(half, whole, _checked(work), work.device)

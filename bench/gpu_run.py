@@ -38,7 +38,7 @@ class OutOfTime(BaseException):
 
 class Run:
     """The record, and the clock. `record` is what the report is made of; it is rewritten at `path` around
-    every section."""
+    every section, and as a section goes."""
 
     def __init__(self, path: Path, seconds: float, **about: Any) -> None:
         self.path, self.record = path, {**about, "sections": {}}
@@ -52,7 +52,9 @@ class Run:
         return self._deadline - time.monotonic()
 
     def check_time(self) -> None:
-        """Raise OutOfTime when the current section has none left; called between two measurements."""
+        """Called between two measurements: put on disk what was found, for the next may hang; raise OutOfTime
+        when the current section has no time left."""
+        self.write()
         if self.left <= 0:
             raise OutOfTime
 

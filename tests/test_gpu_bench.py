@@ -302,6 +302,8 @@ def test_every_section_leaves_a_word_in_the_record_whatever_becomes_of_it(
     def patient(_: Any, found: dict[str, Any]) -> None:
         for step in range(1000):
             run.check_time()
+            if step == 2:
+                on_disk.append(json.loads(run.path.read_text())["sections"])
             found["step"] = step
             time.sleep(0.02)
 
@@ -327,7 +329,8 @@ def test_every_section_leaves_a_word_in_the_record_whatever_becomes_of_it(
     assert sections["deaf"]["found"] == {"begun": True}
     assert sections["faulty"]["why"].endswith("ValueError: no such luck")
     assert sections["late"]["why"] == "0 s of the whole time were left"
-    (seen,) = on_disk
+    going, seen = on_disk
+    assert going == {"patient": {"status": "running", "seconds": 0.0, "found": {"step": 1}}}
     assert {name: entry["status"] for name, entry in seen.items()} == {
         "patient": "cut short", "deaf": "cut short", "faulty": "running",
     }  # fmt: skip
