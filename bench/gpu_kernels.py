@@ -102,6 +102,8 @@ def _contests(device: torch.device, smoke: bool, autotune: bool) -> Iterator[Con
     for hidden, heads, inner in sizes:
         for lengths in _lengths(tokens, smoke):
             yield _attention(hidden, heads, lengths, make)
+        for lengths in ((10, 10),) if smoke else ((128,), (128,) * 128, (512,) * 32):
+            yield _cls_attention(hidden, heads, lengths, make)
         for rows in (tokens,) if smoke else (128, 2048, tokens):
             for depth, columns in ((hidden, 3 * hidden), (hidden, hidden), (inner, hidden)):
                 yield Contest(
@@ -172,6 +174,31 @@ def _attention(hidden: int, heads: int, lengths: tuple[int, ...], make: Callable
     return Contest(
         "packed_attention", f"{shape}, D = {hidden // heads}", arguments, {"longest": longest},
         {"lengths": list(lengths), "E": hidden, "H": heads, "i": 4}, {**peers, "varlen_attn": packed},
+    )  # fmt: skip
+
+
+def _cls_attention(hidden: int, heads: int, lengths: tuple[int, ...], make: Callable[..., Tensor]) -> Contest:
+    """Pairs of one length, beside keys and values made for every token."""
+    pairs, tokens = len(lengths), sum(lengths)
+
+    def arguments(seed: int) -> Arguments:
+        q, x, weights = make(seed, pairs, hidden), make(seed, tokens, hidden), make(seed, 2 * hidden, hidden)
+        key, value = (weights * hidden**-0.5).chunk(2)
+        bounds = torch.tensor([0, *accumulate(lengths)], device=q.device, dtype=torch.int32)
+        return q, x, bounds, key, value, make(seed + 50, hidden), heads
+
+    def with_keys(
+        q: Tensor, x: Tensor, _: Tensor, key: Tensor, value: Tensor, bias: Tensor, __: int
+    ) -> Tensor:
+        made = functional.linear(x, key), functional.linear(x, value, bias)
+        parts = [part.view(pairs, tokens // pairs, heads, -1).transpose(1, 2) for part in made]
+        query = q.view(pairs, heads, 1, -1)
+        return functional.scaled_dot_product_attention(query, *parts).view(pairs, hidden)
+
+    return Contest(
+        "cls_attention", f"{pairs} pairs of {lengths[0]}, D = {hidden // heads}", arguments,
+        {"longest": lengths[0]}, {"lengths": list(lengths), "E": hidden, "H": heads, "i": 4},
+        {"F.linear twice, SDPA": with_keys},
     )  # fmt: skip
 
 

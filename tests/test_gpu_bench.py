@@ -108,7 +108,8 @@ def _check_parity(found: dict[str, Any]) -> None:
 
 def _check_times(found: dict[str, Any]) -> None:
     timed = {row["op"]: row["sides"] for row in found["kernels"]["rows"]}
-    assert set(timed) == {"packed_attention", "linear", "linear_gelu", "add_layer_norm", "embed", "softmax"}
+    attentions = {"packed_attention", "cls_attention"}
+    assert set(timed) == attentions | {"linear", "linear_gelu", "add_layer_norm", "embed", "softmax"}
     assert all("us" in sides["segue"] for sides in timed.values())
     sides = {"segue, float16", "segue, float16, batch_invariant=False"}
     for row in found["throughput"]["rows"]:
