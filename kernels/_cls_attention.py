@@ -35,7 +35,7 @@ _COLUMNS, _WARPS = 32, 4  # of V times the sum; of both products
 _TABLE = (
     # bytes of an element: columns of Kᵀ q a program, depth of a product's block; of Σ p x: keys a block,
     # columns a program, warps
-    (2, 128, 64, 64, 1024, 8),
+    (2, 128, 64, 32, 1024, 8),
     (4, 64, 32, 16, 512, 8),
 )
 

@@ -700,8 +700,8 @@ def test_info_says_how_it_runs(engine, bundle):
     )
     summary, *steps = info.plan
     assert summary.startswith("triton on cpu, interpreted, float32, weights 0.0 MB, arena 0.0 MB")
-    assert "for 64 tokens, 11 launches, up to 7 GPU graphs" in summary
-    assert len(steps) == 11
+    assert "for 64 tokens, 10 launches, up to 7 GPU graphs" in summary
+    assert len(steps) == 10
     assert steps[0] == "embeddings/Embed: embed -> [tokens, 32]"
     assert steps[-1] == "head/PoolClassify: pool_classify -> [pairs, 1]"
     assert Engine.load(bundle, executor="triton").info.precision == "float16"

@@ -60,17 +60,17 @@ def test_it_computes_every_linear_layer_and_nothing_else(bundle, products):
     assert products == []
     with launches() as beside:
         run(open_triton(bundle, "float16", batch_invariant=False), batch)
-    assert products == [(2, 32), (14, 64), (2, 32), (2, 32)]  # query; keys and values; output, feed-forward
+    assert products == [(2, 32), (2, 32), (2, 32)]  # query; output; feed-forward
     kernels = [launch.kernel for launch in without]
     linear = kernels.count("linear_kernel") - 1  # the one that ends in a GELU
     assert linear == len(products)
     assert len(beside) == len(without) - linear
 
 
-def test_the_table_says_from_how_many_rows(bundle, products, monkeypatch):
+def test_the_table_says_from_how_many_rows(make_bundle, products, monkeypatch):
     monkeypatch.setitem(LIBRARY_ROWS, ("sm_80", 2), 10)  # interpreted kernels go by this target
-    run(open_triton(bundle, "float16", batch_invariant=False), packed([5, 9]), packed([9]))
-    assert products == [(14, 64)]
+    run(open_triton(make_bundle(**NSP), "float16", batch_invariant=False), packed([5, 9]), packed([9]))
+    assert products == [(14, 144), (14, 48), (14, 48)]
 
 
 def test_float32_is_ours_alone(bundle, products):
@@ -81,14 +81,14 @@ def test_float32_is_ours_alone(bundle, products):
     assert products == []
 
 
-def test_rows_that_are_not_live_harm_nothing(bundle, products):
-    executor = open_triton(bundle, "float16", batch_invariant=False)
+def test_rows_that_are_not_live_harm_nothing(make_bundle, products):
+    executor = open_triton(make_bundle(**NSP), "float16", batch_invariant=False)
     batch = packed([5, 9])
     wanted = run(executor, batch)
     executor._rounds = True
     executor._launches.arena.fill_(torch.nan)
     assert np.abs(run(executor, batch) - wanted).max() < 5e-3
-    assert products[-4:] == [(4, 32), (64, 64), (4, 32), (4, 32)]
+    assert products[-6:] == [(64, 144), (64, 48), (64, 48), (4, 48), (4, 48), (4, 48)]
 
 
 def test_sizes_lie_closer_as_the_rows_between_are_computed(bundle):
