@@ -23,7 +23,7 @@ import triton.language as tl
 from torch import Tensor
 
 from segue.kernels.arithmetic import exp2, multiply
-from segue.kernels.dependent import begin
+from segue.kernels.dependent import begin, can_prefetch, prefetch_rows
 from segue.kernels.door import check, check_bounds, check_out, check_reach
 from segue.kernels.launching import Cost, launch, unit
 from segue.kernels.normalize import chunk_of
@@ -119,20 +119,23 @@ def _value_kernel(
     scratch_ptr, weight_ptr, bias_ptr, cu_seqlens_ptr, out_ptr,
     scratch_stride, weight_stride, out_stride, pairs,
     E: tl.constexpr, H: tl.constexpr, D: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
-    ROWS: tl.constexpr, UNIT: tl.constexpr, EARLY: tl.constexpr,
+    ROWS: tl.constexpr, UNIT: tl.constexpr, PREFETCH: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """V times the sum of a head, and the bias, for ROWS pairs: zeros for an empty one."""
-    begin(EARLY)
     pair, head = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.program_id(1)
     d = tl.program_id(2) * COLUMNS + tl.arange(0, COLUMNS)
+    read_row = (head * D + tl.minimum(d, D - 1)).to(tl.int64)[:, None]
+    weight_rows = weight_ptr + read_row * (weight_stride * UNIT)
+    if EARLY and PREFETCH:
+        prefetch_rows(weight_rows, COLUMNS, E * weight_ptr.dtype.element_ty.primitive_bitwidth // 8)
+    begin(EARLY)
     live = pair < pairs
     start = tl.load(cu_seqlens_ptr + pair, mask=live, other=0)
     filled = tl.load(cu_seqlens_ptr + pair + 1, mask=live, other=0) > start
     there, k = d < D, tl.arange(0, DEPTH)[None, :]
-    read_pair, read_row = tl.minimum(pair, pairs - 1).to(tl.int64), head * D + tl.minimum(d, D - 1)
+    read_pair = tl.minimum(pair, pairs - 1).to(tl.int64)
     mixed_ptrs = scratch_ptr + read_pair[:, None] * (scratch_stride * UNIT) + (H + head) * E + k
-    weight_ptrs = weight_ptr + read_row.to(tl.int64)[:, None] * (weight_stride * UNIT) + k
-    value = multiply(mixed_ptrs, weight_ptrs, ROWS, COLUMNS, E, DEPTH)
+    value = multiply(mixed_ptrs, weight_rows + k, ROWS, COLUMNS, E, DEPTH)
     value += tl.load(bias_ptr + head * D + d, mask=there, other=0.0).to(tl.float32)[None, :]
     value = tl.where(filled[:, None], value, 0.0)
     out_ptrs = out_ptr + pair.to(tl.int64)[:, None] * (out_stride * UNIT) + head * D + d[None, :]
@@ -196,7 +199,7 @@ def cls_attention(
         scratch, value_weight, value_bias, cu_seqlens, out,
         scratch.stride(0) // step, value_weight.stride(0) // step, out.stride(0) // step, pairs,
         E=hidden, H=heads, D=size, COLUMNS=min(within, _COLUMNS), DEPTH=depth, ROWS=_ROWS, UNIT=step,
-        num_warps=_WARPS, device=q.device,
+        PREFETCH=can_prefetch(value_weight), num_warps=_WARPS, device=q.device,
     )  # fmt: skip
     return out
 
