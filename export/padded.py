@@ -85,17 +85,18 @@ def ClsAttention(q, x, attention_mask, key_weight, value_weight, value_bias, hea
     rest = op.Constant(value_ints=[-1])
     count = op.Reshape(op.Constant(value_int=heads), rest)
     by_head = op.Concat(count, rest, op.Shape(key_weight, start=1), axis=0)
-    key = op.Reshape(key_weight, by_head)  # K: [H, D, E]
-    value = op.Transpose(op.Reshape(value_weight, by_head), perm=[0, 2, 1])
+    # the weights come first in a product: ONNX Runtime's quantiser mistakes the axes of a second one in 3-D
+    key = op.Transpose(op.Reshape(key_weight, by_head), perm=[0, 2, 1])  # Kᵀ: [H, E, D]
+    value = op.Reshape(value_weight, by_head)
     apart = op.Reshape(q, op.Concat(op.Constant(value_ints=[0]), count, rest, axis=0))
-    query = op.Transpose(op.MatMul(op.Transpose(apart, perm=[1, 0, 2]), key), perm=[1, 0, 2])  # [B, H, E]
+    query = op.Transpose(op.MatMul(key, op.Transpose(apart, perm=[1, 2, 0])), perm=[2, 0, 1])  # [B, H, E]
     rows = op.Reshape(x, op.Concat(op.Shape(attention_mask), rest, axis=0))  # [B, S, E]
-    root = op.Sqrt(op.Cast(op.Shape(key, start=1, end=2), to=_FLOAT))
+    root = op.Sqrt(op.Cast(op.Shape(key, start=2), to=_FLOAT))
     scores = op.Div(op.MatMul(query, op.Transpose(rows, perm=[0, 2, 1])), root)
     seen = op.Unsqueeze(op.Cast(attention_mask, to=_BOOL), op.Constant(value_ints=[1]))
     weights = op.Softmax(op.Where(seen, scores, op.Constant(value_float=-3.4028234e38)), axis=-1)
-    context = op.MatMul(op.Transpose(op.MatMul(weights, rows), perm=[1, 0, 2]), value)
-    out = op.Add(op.Flatten(op.Transpose(context, perm=[1, 0, 2])), value_bias)
+    context = op.MatMul(value, op.Transpose(op.MatMul(weights, rows), perm=[1, 2, 0]))
+    out = op.Add(op.Flatten(op.Transpose(context, perm=[2, 0, 1])), value_bias)
     return out
 
 

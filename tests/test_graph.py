@@ -227,12 +227,18 @@ def test_other_tools_find_the_type_of_a_constant_and_a_weight_in_one_place(
     assert not weights & {value.name for value in graph.value_info}
 
 
-def test_the_padded_layout_can_be_quantised(make_bundle: Callable[..., Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("prepared", [False, True])
+def test_the_padded_layout_can_be_quantised(
+    make_bundle: Callable[..., Path], tmp_path: Path, prepared: bool
+) -> None:
     """As users do it: products of eight bits, of weights that change their name, type and axes."""
-    from onnxruntime.quantization import quantize_dynamic
+    from onnxruntime.quantization import quant_pre_process, quantize_dynamic
 
-    path = make_bundle(layers=LAYERS, layout="padded") / "model.onnx"
-    quantize_dynamic(path, tmp_path / "quantised.onnx")
+    path = source = make_bundle(layers=LAYERS, layout="padded") / "model.onnx"
+    if prepared:  # constants are folded, so that more products have a weight
+        source = tmp_path / "prepared.onnx"
+        quant_pre_process(path, source, skip_symbolic_shape=True)
+    quantize_dynamic(source, tmp_path / "quantised.onnx", per_channel=prepared)
     feed = dict.fromkeys(PADDED_INPUTS, np.ones((2, 9), np.int64))
     found, expected = (
         onnxruntime.InferenceSession(file).run(["logits"], feed)[0]
