@@ -1,9 +1,11 @@
 """The ops on weights of 8 bits as ONNX functions; the others are in `functions`.
 
 Bodies of standard operators again, written as quantisation commonly is: a QuantizeLinear turns values into
-integers, a DequantizeLinear turns them back, and a product takes the outputs of two of the latter. Any
-runtime can follow that literally; ONNX Runtime (1.25 to 1.32 tried) makes an integer product of it. Weights
-are symmetric, but their zero point is given all the same: before 1.30, ONNX Runtime's mode for CPUs on which
+integers, a DequantizeLinear turns them back, and a product takes the outputs of two of the latter. A runtime
+can follow that literally; ONNX Runtime (1.25 to 1.32 tried) makes an integer product of it. OpenVINO 2026.4
+cannot run it, also inlined: its QuantizeLinear takes no scale for each of an unknown number of rows. To
+divide by the steps beforehand would help it, but costs ONNX Runtime 1 to 3 % of its time. Weights are
+symmetric, but their zero point is given all the same: before 1.30, ONNX Runtime's mode for CPUs on which
 products overflow ends the process without it.
 """
 
