@@ -65,6 +65,15 @@ def test_the_sizes_of_real_models(hidden: int, heads: int, lengths: tuple[int, .
     _measure(lengths, hidden, heads, torch.float16, longest=512)
 
 
+def test_more_pairs_and_heads_than_a_program_has() -> None:
+    _measure((2, 0, 1) * 6, 34, 17, torch.float16)
+
+
+def test_more_columns_than_a_program_has() -> None:
+    """Nine tiles of them: five for one program, four for the other."""
+    _measure((20,), 520, 4, torch.float32)
+
+
 def test_bounds_of_64_bits() -> None:
     _measure((5, 0, 40), 32, 1, torch.float32, bounds=torch.int64)
 
