@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from triton_tools import NSP
 
-from segue.executors.triton_memory import ALIGNMENT, arrange, arrange_numbers
+from segue.executors.triton_memory import ALIGNMENT, arrange, arrange_numbers, scratch_of
 from segue.executors.triton_plan import PAIRS, TOKENS, Plan, Step, read_plan
 
 
@@ -23,22 +23,26 @@ def plans(draw: st.DrawFn) -> Plan:
         made = [step.output for step in steps]
         inputs = draw(st.lists(st.sampled_from(["input_ids", "weight", *made]), min_size=1, max_size=3))
         rows, columns = draw(st.sampled_from([TOKENS, PAIRS])), draw(st.integers(1, 700))
-        steps.append(Step(f"n{number}", "op", tuple(inputs), {}, f"v{number}", rows, columns))
+        scratch = draw(st.just(0) | st.integers(1, 700))
+        steps.append(Step(f"n{number}", "op", tuple(inputs), {}, f"v{number}", rows, columns, scratch))
     return Plan(tuple(steps), {})
 
 
 def _spans(plan: Plan, rows: dict[str, int], places: dict[str, int]) -> dict[str, tuple[int, int]]:
-    return {
-        step.output: (places[step.output], places[step.output] + rows[step.rows] * step.columns)
+    counts = {
+        name: rows[step.rows] * count
         for step in plan.steps[:-1]
+        for name, count in ((step.output, step.columns), (scratch_of(step), step.scratch))
+        if count
     }
+    return {name: (places[name], places[name] + count) for name, count in counts.items()}
 
 
 def _alive(plan: Plan, at: int) -> set[str]:
-    """What lies in memory while step `at` runs: its result, its inputs, and what later steps read."""
+    """What lies in memory while step `at` runs: its result, scratch and inputs, and what later steps read."""
     made = {step.output for step in plan.steps[: at + 1]}
     read = {name for step in plan.steps[at:] for name in step.inputs}
-    return (made & read) | {plan.steps[at].output}
+    return (made & read) | {plan.steps[at].output, scratch_of(plan.steps[at])}
 
 
 @given(plans(), st.integers(1, 300), st.integers(1, 300))
@@ -46,8 +50,8 @@ def _alive(plan: Plan, at: int) -> set[str]:
 def test_what_is_alive_together_lies_apart_and_inside(plan, tokens, pairs):
     rows = {TOKENS: tokens, PAIRS: pairs}
     places, size = arrange(plan, rows)
-    assert set(places) == {step.output for step in plan.steps[:-1]}
     spans = _spans(plan, rows, places)
+    assert set(places) == set(spans)
     for at in range(len(plan.steps)):
         together = sorted(spans[name] for name in _alive(plan, at) if name in spans)
         for (_, end), (start, _) in pairwise(together):
