@@ -609,6 +609,12 @@ def test_what_does_not_fit_on_the_device_cannot_be_had(bundle, monkeypatch):
         open_triton(bundle)
 
 
+def test_a_launch_allocates_nothing(executor, monkeypatch):
+    monkeypatch.setattr(launching, "run", lambda *_: None)
+    monkeypatch.setattr(torch, "empty", _failing(torch.OutOfMemoryError("tried to allocate 2 GiB")))
+    executor._launches.launch(executor._buckets[-1])
+
+
 def test_a_batch_beyond_the_budget_is_refused(executor):
     with pytest.raises(InputError, match=r"batch: 80 tokens, 2 pairs; .* up to 64 and 21"):
         run(executor, packed([LONGEST, LONGEST]))
