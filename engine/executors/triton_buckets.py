@@ -1,8 +1,8 @@
 """Which GPU graph a batch runs in: sizes rounded up to those of a bounded set. Pure.
 
 A graph is captured for so many tokens, pairs and tokens of the longest pair. What a batch does not fill
-is skipped on the device, which has the true counts, so rounding up costs a few empty programs and no
-arithmetic: buckets may be wide, and few.
+is skipped on the device, which has the true counts, but for two products of the last attention and the
+head's, of a row for each pair. So rounding up costs little: buckets may be wide, and few.
 """
 
 from __future__ import annotations
