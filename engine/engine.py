@@ -18,6 +18,7 @@ from segue.checks import positive_whole
 from segue.encoded import Encoded, Ints
 from segue.errors import BundleError, InputError, SegueError
 from segue.executors import Executor, check_choice, execute, open_executor
+from segue.executors.ending import each_whole
 from segue.head import check_output, positive_column, scores
 from segue.ranking import about_documents, check_ranking, ranking
 from segue.report import Explanation, Info
@@ -163,8 +164,8 @@ class Engine:
 
         Raises:
             InputError: names the pair or option and what is wrong with it.
-            SegueError: this engine is closed or was loaded before a fork, the device failed, or the model
-                gave a value that is not finite.
+            SegueError: this engine is closed or was loaded before a fork, the process is ending in another
+                thread, the device failed, or the model gave a value that is not finite.
         """
         column = positive_column(self._manifest.head)
         values = self.predict(
@@ -274,7 +275,7 @@ class Engine:
         """
         started = perf_counter()
         self._encoder.warm_up()
-        steps = self._executor.warm_up()
+        steps = each_whole(self._executor.warm_up())
         count = sum(1 for _ in (_counted(steps) if progress else steps))
         longest = max(1, self._manifest.max_tokens - 4)  # three special tokens and one of "b"
         for size in (1, longest):

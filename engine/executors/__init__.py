@@ -18,6 +18,7 @@ from segue.batching import PackedBatch, pack
 from segue.bundle import Dimensions
 from segue.encoded import Encoded, Ints
 from segue.errors import BundleError, ExecutorUnavailable, InputError, SegueError
+from segue.executors.ending import each_whole, whole
 
 __all__ = [
     "EXECUTORS",
@@ -61,6 +62,7 @@ class Executor(Protocol):
         """Free what the model occupies."""
 
 
+@whole()
 def open_executor(
     model: Path,
     *,
@@ -191,7 +193,7 @@ def execute(
     """
     logits = np.empty((len(encoded.pairs), labels), dtype=np.float32)
     begun, ended = tee(batches)
-    found = executor.run(pack(encoded, rows) for rows in begun)
+    found = each_whole(executor.run(pack(encoded, rows) for rows in begun))
     for values, rows in zip(found, _shown(ended, len(logits)) if progress else ended, strict=True):
         if np.shape(values) != (len(rows), labels):
             raise BundleError(
