@@ -6,11 +6,13 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from time import time
 
 from segue import __version__
 from segue.bundle import MANIFEST
@@ -20,6 +22,7 @@ from segue.files import FULL
 __all__ = ["cache_folder", "exported"]
 
 _NAME_BYTES = 100  # of the checkpoint's name in the bundle's: file systems take 255, and more is added
+_DAY = 86400  # seconds, which no export takes
 
 
 def cache_folder() -> Path:
@@ -69,6 +72,7 @@ def exported(source: Path, precision: str) -> Path:
     with _alone(folder / ".lock"):
         if (bundle / MANIFEST).is_file():  # another exported it meanwhile
             return bundle
+        _sweep(folder)
         logging.getLogger("segue").info("exporting %s in %s, once: kept as %s", source, precision, bundle)
         try:
             export_checkpoint(source, bundle, precision=precision)
@@ -80,6 +84,15 @@ def exported(source: Path, precision: str) -> Path:
                 raise
             raise _no_place(folder, error.strerror) from error
     return bundle
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what exports left behind that were killed, as for want of memory. One that is under way may be
+    a user's own, which does not lock."""
+    for workshop in folder.glob(".segue-*"):
+        with suppress(OSError):  # another's, or gone
+            if time() - workshop.stat().st_mtime > _DAY:
+                shutil.rmtree(workshop)
 
 
 @contextmanager

@@ -472,6 +472,18 @@ def test_a_cache_that_fills_up_is_named(make_checkpoint, tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == [".lock"]
 
 
+def test_what_killed_exports_left_in_the_cache_is_removed_a_day_later(make_checkpoint, tmp_path, monkeypatch):
+    for name, days in (("old", 2), ("new", 0)):
+        (tmp_path / f".segue-{name}").mkdir()
+        (tmp_path / f".segue-{name}" / "model.onnx").touch()
+        os.utime(tmp_path / f".segue-{name}", (time.time() - days * 86400,) * 2)
+    monkeypatch.setenv("SEGUE_CACHE", str(tmp_path))
+    monkeypatch.setattr("segue.export.publish.save_graph", lambda *_: (_ for _ in ()).throw(BundleError("")))
+    with pytest.raises(BundleError):
+        Engine.load(make_checkpoint())
+    assert {path.name for path in tmp_path.iterdir()} == {".lock", ".segue-new"}
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="folders have no such mode there")
 @pytest.mark.parametrize(
     ("variable", "folder", "mode"),
