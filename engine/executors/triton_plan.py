@@ -86,7 +86,7 @@ def read_plan(path: Path) -> Plan:
         if opset.domain == _DOMAIN and opset.version != _VERSION:
             raise BundleError(
                 f"{path}: the triton executor runs version {_VERSION} of the domain {_DOMAIN}, not "
-                f"{opset.version}"
+                f"{opset.version}: export the checkpoint with this version of segue"
             )
     graph = model.graph
     steps = read_steps(graph, path)
