@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from time import monotonic
 
 import pytest
 
@@ -87,3 +88,22 @@ assert os.wait()[1] == 0
 """
     ended = "ended\nthe process is ending: no other thread computes any more\nscored 1\n"
     assert _run(code, bundle) == (0, ended, "")
+
+
+def test_a_step_that_never_ends_does_not_keep_the_process(bundle: Path) -> None:
+    code = """
+import threading, time
+from segue.executors import ending
+ending._PATIENCE = 0.2
+inside = threading.Event()
+def work():
+    with ending.whole():
+        inside.set()
+        time.sleep(50)
+threading.Thread(target=work, daemon=True).start()
+inside.wait()
+print("waits", flush=True)
+"""
+    began = monotonic()
+    assert _run(code, bundle) == (0, "waits\n", "")
+    assert monotonic() - began < 30

@@ -22,6 +22,7 @@ __all__ = ["each_whole", "whole"]
 
 _T = TypeVar("_T")
 _SECONDS = 1  # after which others are refused; by then most processes are gone, and nobody need read of it
+_PATIENCE = 60  # seconds for a step, which a device that is lost would never end
 # No locks: the handler of a signal may interrupt this anywhere, compute too, or fork.
 _inside: set[int] = set()  # threads with a step under way
 _last: tuple[int, float] | None = None  # once it ends: the thread that may go on, when to refuse others
@@ -62,8 +63,10 @@ def each_whole(steps: Iterator[_T]) -> Iterator[_T]:
 
 def _wait() -> None:
     global _last
-    _last = get_ident(), monotonic() + _SECONDS
-    while _inside - {_last[0]}:  # this thread is left there if a signal interrupted it as it came out
+    began = monotonic()
+    _last = get_ident(), began + _SECONDS
+    # This thread is left there if a signal interrupted it as it came out.
+    while _inside - {_last[0]} and monotonic() < began + _PATIENCE:
         sleep(0.001)
 
 
