@@ -14,7 +14,7 @@ from segue import kernels
 from segue.errors import BundleError
 from segue.executors.triton_buckets import Bucket
 from segue.executors.triton_feed import Feed
-from segue.executors.triton_memory import arrange, arrange_numbers, scratch_of
+from segue.executors.triton_memory import arrange, arrange_numbers, columns_of, scratch_of
 from segue.executors.triton_plan import PAIRS, TOKENS, Plan, Step
 from segue.executors.triton_products import library, linear
 
@@ -92,15 +92,13 @@ class Launches:
         ]
 
     def _values(self, sizes: Bucket) -> dict[str, Tensor]:
-        """Where the results of the steps lie, for these sizes."""
+        """Where the results of the steps, and their scratch, lie, for these sizes."""
         values = {}
         for step in self.plan.steps[:-1]:
-            start, rows = self._places[step.output], _rows(step, sizes)
-            values[step.output] = self.arena[start : start + rows * step.columns].view(rows, step.columns)
-            if step.scratch:
-                start = self._places[scratch_of(step)]
-                scratch = self.arena[start : start + rows * step.scratch]
-                values[scratch_of(step)] = scratch.view(rows, step.scratch)
+            rows = _rows(step, sizes)
+            for name, columns in columns_of(step).items():
+                start = self._places[name]
+                values[name] = self.arena[start : start + rows * columns].view(rows, columns)
         values[self.plan.steps[-1].output] = self.logits[: sizes.pairs]
         return values
 

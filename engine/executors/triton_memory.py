@@ -12,7 +12,7 @@ from functools import lru_cache
 from segue.batching import INPUTS
 from segue.executors.triton_plan import PAIRS, TOKENS, Plan, Step
 
-__all__ = ["ALIGNMENT", "arrange", "arrange_numbers", "scratch_of"]
+__all__ = ["ALIGNMENT", "arrange", "arrange_numbers", "columns_of", "scratch_of"]
 
 ALIGNMENT = 256  # elements, so that every value begins at a multiple of 512 bytes or more
 _NUMBERS = 16  # elements of 4 bytes: kernels are compiled apart for pointers that 16 does not divide
@@ -32,8 +32,7 @@ def arrange(plan: Plan, rows: Mapping[str, int]) -> tuple[dict[str, int], int]:
     size = 0
     for at, step in enumerate(plan.steps[:-1]):
         alive = {name: span for name, span in alive.items() if last.get(name, -1) >= at}
-        needed = {step.output: step.columns} | ({scratch_of(step): step.scratch} if step.scratch else {})
-        for name, columns in needed.items():
+        for name, columns in columns_of(step).items():
             need = _up(rows[step.rows] * columns, ALIGNMENT)
             start = 0
             for begin, end in sorted(alive.values()):
@@ -44,6 +43,11 @@ def arrange(plan: Plan, rows: Mapping[str, int]) -> tuple[dict[str, int], int]:
             alive[name] = start, start + need
             size = max(size, start + need)
     return places, size
+
+
+def columns_of(step: Step) -> dict[str, int]:
+    """What a step needs room for, its output and perhaps scratch: name → columns."""
+    return {step.output: step.columns} | ({scratch_of(step): step.scratch} if step.scratch else {})
 
 
 def scratch_of(step: Step) -> str:
