@@ -85,8 +85,8 @@ class Engine:
             precision: of the arithmetic: "float32", "float16", "bfloat16"; None: the executor's best. "int8",
                 on a CPU, uses a bundle stored in int8, or exports `path` to int8 and caches it like a
                 checkpoint: half the time, and scores that differ by hundredths.
-            batch_invariant: keep a pair's score the same in any batch: to the bit under triton; to 2e-6 on a
-                CPU, always. False lets triton use a faster matrix library that does not.
+            batch_invariant: keep a pair's score the same to the bit in any batch, under triton; on a CPU it
+                always is. False lets triton use a faster matrix library that does not.
             threads: CPU threads of onnxruntime; None: as many as affinity and control group allow. The
                 tokenizer has as many for new words as RAYON_NUM_THREADS says.
             max_batch_tokens: most tokens of a batch, unless a pair alone has more; None: what suits the

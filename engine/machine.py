@@ -59,13 +59,18 @@ def cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
 
 
 def _from_cpuinfo(path: Path) -> str:
-    """Return "model name", or "" where it is not given, as on ARM."""
+    """Return "model name", or on Arm the numbers of maker and part, or "" where neither is given."""
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return ""
-    pairs = (line.partition(":") for line in lines)
-    return next((value.strip() for key, _, value in pairs if key.strip() == "model name"), "")
+    first: dict[str, str] = {}
+    for key, _, value in (line.partition(":") for line in lines):
+        first.setdefault(key.strip(), value.strip())
+    if "model name" in first:
+        return first["model name"]
+    maker, part = first.get("CPU implementer"), first.get("CPU part")
+    return f"{platform.machine()}, implementer {maker}, part {part}" if maker and part else ""
 
 
 def _memory() -> int | None:

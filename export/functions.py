@@ -2,8 +2,10 @@
 
 An attention body derives what it needs besides its inputs (which rows make up a pair, the longest pair, the
 mask) from cu_seqlens alone, by the same nodes in every layer: a runtime that merges equal expressions
-computes them once. Padding to [B, S] happens inside these bodies and nowhere else. The attentions take empty
-pairs, a whole graph does not: its Gather finds no [CLS] rows for them.
+computes them once. Padding to [B, S] happens inside these bodies and nowhere else, S being the longest pair's
+length, rounded up to a multiple of four: on Arm without SVE, ONNX Runtime's softmax adds up what is left of a
+row after the last four by itself, and a pair would have other bits in another batch. The attentions take
+empty pairs, a whole graph does not: its Gather finds no [CLS] rows for them.
 
 Two things are due to the versions at hand. GELU is written out, since `Gelu` inside a function fails in
 onnx's ReferenceEvaluator 1.23; ONNX Runtime fuses it back. The mask is expanded over the queries, since ONNX
@@ -53,7 +55,9 @@ def PackedAttention(qkv, cu_seqlens, heads: int):
     ends = op.Slice(cu_seqlens, op.Constant(value_ints=[1]), op.Constant(value_ints=[2147483647]))
     lengths = op.Sub(ends, starts)
     longest = op.ReduceMax(lengths, keepdims=0)
-    steps = op.Range(op.Constant(value_int=0), longest, op.Constant(value_int=1))
+    four = op.Constant(value_int=4)
+    width = op.Mul(op.Div(op.Add(longest, op.Constant(value_int=3)), four), four)
+    steps = op.Range(op.Constant(value_int=0), width, op.Constant(value_int=1))
     real = op.Less(steps, op.Unsqueeze(lengths, op.Constant(value_ints=[1])))
     # [B, S]: the row of each token; where a pair has none, row 0 stands in, and no query sees it
     row = op.Add(op.Unsqueeze(starts, op.Constant(value_ints=[1])), steps)
@@ -79,7 +83,9 @@ def ClsAttention(q, x, cu_seqlens, key_weight, value_weight, value_bias, heads: 
     ends = op.Slice(cu_seqlens, op.Constant(value_ints=[1]), op.Constant(value_ints=[2147483647]))
     lengths = op.Sub(ends, starts)
     longest = op.ReduceMax(lengths, keepdims=0)
-    steps = op.Range(op.Constant(value_int=0), longest, op.Constant(value_int=1))
+    four = op.Constant(value_int=4)
+    width = op.Mul(op.Div(op.Add(longest, op.Constant(value_int=3)), four), four)
+    steps = op.Range(op.Constant(value_int=0), width, op.Constant(value_int=1))
     real = op.Less(steps, op.Unsqueeze(lengths, op.Constant(value_ints=[1])))
     row = op.Add(op.Unsqueeze(starts, op.Constant(value_ints=[1])), steps)
     rows = op.Where(real, row, op.Constant(value_int=0))
@@ -88,18 +94,29 @@ def ClsAttention(q, x, cu_seqlens, key_weight, value_weight, value_bias, heads: 
     by_head = op.Concat(count, rest, op.Shape(key_weight, start=1), axis=0)
     key = op.Reshape(key_weight, by_head)  # K: [H, D, E]
     value = op.Transpose(op.Reshape(value_weight, by_head), perm=[0, 2, 1])
-    # Kᵀ q of each head, [B, H, E]: as many queries of a single head of size E, with x for its keys and values
-    apart = op.Reshape(q, op.Concat(op.Constant(value_ints=[0]), count, rest, axis=0))
-    query = op.Transpose(op.MatMul(op.Transpose(apart, perm=[1, 0, 2]), key), perm=[1, 0, 2])
-    root = op.Sqrt(op.Cast(op.Shape(key, start=1, end=2), to=_FLOAT))
+    # Two things keep a pair's bits the same in any batch. ONNX Runtime adds up a single row in another order
+    # than several: a row of zeros goes along through the products with weights. And it splits a long sum by
+    # the number of columns: x comes first, so that this is the number of heads, not of tokens.
+    apart = op.Reshape(
+        op.Pad(q, op.Constant(value_ints=[0, 0, 1, 0])),
+        op.Concat(op.Constant(value_ints=[0]), count, rest, axis=0),
+    )
+    query = op.MatMul(op.Transpose(apart, perm=[1, 0, 2]), key)  # Kᵀ q: [H, B + 1, E]
+    first = op.Constant(value_ints=[0])
+    asking = op.Slice(op.Transpose(query, perm=[1, 2, 0]), first, rest, first)
     padded = op.Gather(x, rows)
-    square = op.Concat(op.Shape(real, end=1), count, op.Shape(real, start=1), axis=0)
-    seen = op.Expand(op.Unsqueeze(real, op.Constant(value_ints=[1])), square)
-    mask = op.Unsqueeze(seen, op.Constant(value_ints=[1]))
-    mixed = op.Attention(op.Div(query, root), padded, padded, mask, q_num_heads=1, kv_num_heads=1, scale=1.0)
-    context = op.MatMul(op.Transpose(mixed, perm=[1, 0, 2]), value)
-    biased = op.Add(op.Flatten(op.Transpose(context, perm=[1, 0, 2])), value_bias)
-    # an empty pair attends to nothing, so its softmax gives NaN; it is zero by definition
+    root = op.Sqrt(op.Cast(op.Shape(key, start=1, end=2), to=_FLOAT))
+    scores = op.Transpose(op.Div(op.MatMul(padded, asking), root), perm=[0, 2, 1])  # [B, H, S]
+    seen = op.Unsqueeze(real, op.Constant(value_ints=[1]))
+    # the least float32 replaces a score that is not seen: exactly 0 after the softmax
+    weights = op.Softmax(op.Where(seen, scores, op.Constant(value_float=-3.4028234e38)), axis=-1)
+    mixed = op.MatMul(
+        op.Transpose(padded, perm=[0, 2, 1]), op.Transpose(weights, perm=[0, 2, 1])
+    )  # [B, E, H]
+    more = op.Pad(mixed, op.Constant(value_ints=[0, 0, 0, 1, 0, 0]))
+    context = op.Transpose(op.MatMul(op.Transpose(more, perm=[2, 0, 1]), value), perm=[1, 0, 2])
+    biased = op.Add(op.Slice(op.Flatten(context), first, rest, first), value_bias)
+    # an empty pair attends to nothing, and the softmax gives numbers all the same; it is zero by definition
     some = op.Greater(op.Unsqueeze(lengths, op.Constant(value_ints=[1])), op.Constant(value_int=0))
     out = op.Where(some, biased, op.Constant(value_float=0.0))
     return out

@@ -92,6 +92,7 @@ def add_functions(graph: ir.Model, protos: Iterable[onnx.FunctionProto]) -> None
     """Add the bodies that the graph uses; of two with the same name the later wins."""
     for proto in protos:
         function = ir.serde.deserialize_function(proto)
+        _make_tensors(function)
         graph.functions[function.identifier()] = function
     RemoveUnusedFunctionsPass()(graph)
 
@@ -118,14 +119,16 @@ def inline(graph: ir.Model) -> None:
                 if part is not node:
                     value.name = part.name if index == 0 else f"{part.name}:{index}"
         body = []
-    _make_tensors(graph.graph)
+    _make_tensors(graph.graph)  # again: an op's attribute has become a plain number
 
 
-def _make_tensors(graph: ir.Graph) -> None:
-    """Write constants as tensors: some tools give plain numbers another type."""
+def _make_tensors(nodes: Iterable[ir.Node]) -> None:
+    """Write constants as tensors, but for an op's attributes: some tools give plain numbers another type."""
     types = {"value_float": np.float32, "value_int": np.int64, "value_ints": np.int64}
-    for node in graph:
+    for node in nodes:
         for name in node.attributes.keys() & types.keys():
+            if node.attributes[name].is_ref():
+                continue
             value = np.array(node.attributes.pop(name).value, dtype=types[name])
             node.attributes.add(ir.AttrTensor("value", ir.tensor(value)))
 

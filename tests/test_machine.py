@@ -34,6 +34,10 @@ def test_the_record_is_json_and_says_what_this_process_was_granted():
             "Some CPU @ 2:1 GHz",
         ),
         ("processor\t: 0\nCPU implementer\t: 0x41\n", ""),
+        (
+            "CPU implementer\t: 0x41\nCPU part\t: 0xd0c\n\nCPU implementer\t: 0x41\nCPU part\t: 0xd05\n",
+            f"{platform.machine()}, implementer 0x41, part 0xd0c",
+        ),
         (None, ""),
     ],
 )
