@@ -114,10 +114,7 @@ def test_no_linear_layer_sees_padding_and_the_last_layer_computes_cls_rows_alone
     weighted, *of_tokens, mixed = (
         shapes.pop(f"layers/2/ClsAttention/MatMul{place}") for place in ("", "_2", "_3", "_4")
     )
-    assert (weighted[1], mixed[1]) == (
-        PAIRS + 1,
-        PAIRS + 1,
-    )  # one of zeros, for the sake of the order of sums
+    assert weighted[1] == mixed[1] == PAIRS + 1  # one of zeros, for the sake of the order of sums
     assert {shape[0] for shape in of_tokens} == {PAIRS}
     rows = {name: shape[0] for name, shape in shapes.items()}
     on_tokens = {name for name, count in rows.items() if count == TOKENS}
