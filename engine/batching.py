@@ -17,6 +17,9 @@ from segue.encoded import Encoded, Ints
 __all__ = ["INPUTS", "PackedBatch", "pack", "plan", "plan_stepwise"]
 
 
+_LEAST_TOKENS = 256  # of a batch that is kept small for the sake of others
+
+
 @dataclass(frozen=True)
 class PackedBatch:
     """B pairs, T tokens; the inputs of the packed graph, all int64."""
@@ -35,12 +38,16 @@ def plan(
     max_batch_tokens: int,
     max_grid_tokens: int | None = None,
     max_grid_squares: int | None = None,
+    lanes: int = 1,
 ) -> list[Ints]:
     """Cut P pairs into batches: the rows of each, longest pairs first, equal lengths in their given order.
 
     A batch holds at most `max_batch_tokens` tokens. Where attention lays the pairs out as a grid, that is
     bounded too: its tokens, pairs times the longest pair, by `max_grid_tokens`, and a head's scores, pairs
     times the square of the longest, by `max_grid_squares`. A pair beyond any of these runs alone.
+
+    Where several run at a time, in as many `lanes`, the last batches are ever smaller, so that all lanes end
+    at about the same time: of what is left, none takes more than half of its lane's share.
     """
     if len(lengths) == 1:  # nothing to sort, and a call has no time to lose
         return [np.zeros(1, dtype=np.int64)]
@@ -52,7 +59,10 @@ def plan(
     start = 0
     while start < len(order):
         before = ends[start - 1] if start else 0
-        stop = int(np.searchsorted(ends, before + max_batch_tokens, side="right"))
+        room = max_batch_tokens
+        if lanes > 1:
+            room = min(room, max(_LEAST_TOKENS, int(ends[-1] - before) // (2 * lanes)))
+        stop = int(np.searchsorted(ends, before + room, side="right"))
         most = int(lengths[order[start]])
         if max_grid_tokens is not None:
             stop = min(stop, start + max_grid_tokens // most)

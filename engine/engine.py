@@ -328,10 +328,11 @@ class Engine:
         """Yield the rows of each batch."""
 
         def cut(lengths: Ints) -> list[Ints]:
-            tokens, grid, squares = self._executor.tokens_at_once(int(lengths.sum())), None, None
+            total = int(lengths.sum())
+            tokens, grid, squares = self._executor.tokens_at_once(total), None, None
             if self._executor.grid:
                 grid, squares = _GRID_SLACK * tokens, _GRID_SCORES * tokens // self._manifest.dimensions.heads
-            return plan(lengths, tokens, grid, squares)
+            return plan(lengths, tokens, grid, squares, self._executor.lanes(total))
 
         return plan_stepwise(encoded, cut)
 

@@ -20,10 +20,11 @@ lengths_lists = st.lists(st.integers(3, 512), max_size=200)
     budget=st.integers(1, 4096),
     grid=st.one_of(st.none(), st.integers(1, 8192)),
     squares=st.one_of(st.none(), st.integers(1, 1 << 20)),
+    lanes=st.integers(1, 8),
 )
-def test_every_pair_runs_once_within_the_budget(lengths, budget, grid, squares):
+def test_every_pair_runs_once_within_the_budget(lengths, budget, grid, squares, lanes):
     lengths = np.array(lengths, dtype=np.int64)
-    batches = plan(lengths, budget, grid, squares)
+    batches = plan(lengths, budget, grid, squares, lanes)
     assert sorted(np.concatenate(batches).tolist() if batches else []) == list(range(len(lengths)))
     for rows in batches:
         assert len(rows) == 1 or lengths[rows].sum() <= budget
@@ -31,10 +32,10 @@ def test_every_pair_runs_once_within_the_budget(lengths, budget, grid, squares):
         assert squares is None or len(rows) == 1 or len(rows) * lengths[rows].max() ** 2 <= squares
 
 
-@given(lengths=lengths_lists)
-def test_longest_pairs_come_first_and_equal_ones_keep_their_order(lengths):
+@given(lengths=lengths_lists, lanes=st.integers(1, 8))
+def test_longest_pairs_come_first_and_equal_ones_keep_their_order(lengths, lanes):
     lengths = np.array(lengths, dtype=np.int64)
-    order = [row for rows in plan(lengths, 1024) for row in rows.tolist()]
+    order = [row for rows in plan(lengths, 1024, lanes=lanes) for row in rows.tolist()]
     assert order == sorted(order, key=lambda row: (-lengths[row], row))
 
 
@@ -44,6 +45,22 @@ def test_no_batch_could_have_taken_the_next_pair(lengths):
     batches = plan(lengths, 1024)
     for rows, following in pairwise(batches):
         assert lengths[rows].sum() + lengths[following[0]] > 1024
+
+
+@given(lengths=st.lists(st.integers(3, 256), min_size=1, max_size=2000), lanes=st.integers(2, 16))
+def test_lanes_end_within_a_small_batch_of_each_other(lengths, lanes):
+    """Each takes the next batch when it is free, and needs a moment a token."""
+    lengths = np.array(lengths, dtype=np.int64)
+    ends = [0] * lanes
+    for rows in plan(lengths, 512, lanes=lanes):
+        ends[ends.index(min(ends))] += int(lengths[rows].sum())
+    assert max(ends) <= lengths.sum() / lanes + 256
+
+
+def test_only_the_last_batches_are_smaller_where_several_run_at_a_time():
+    lengths = np.full(1000, 20)
+    tokens = [int(lengths[rows].sum()) for rows in plan(lengths, 512, lanes=4)]
+    assert tokens == [*[500] * 33, 420, 380, 320, 280, 260, *[240] * 7, 160]
 
 
 def test_one_long_pair_does_not_stretch_the_grid_of_many_short_ones():

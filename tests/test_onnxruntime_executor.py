@@ -307,6 +307,24 @@ def test_where_batches_run_side_by_side_each_has_tokens_for_one_thread(bundle, t
     asked.close()
 
 
+@pytest.mark.parametrize("threads", [2, 8])
+def test_once_all_is_open_for_it_fewer_batches_run_side_by_side(bundle, threads):
+    executor = _open(bundle, threads=threads)
+    totals = [tokens * threads for tokens in (1023, 1024, 2047, 2048)]
+    assert [executor.lanes(total) for total in totals] == [1, 1, 1, threads]
+    list(executor.warm_up())
+    assert [executor.lanes(total) for total in totals] == [1, threads, threads, threads]
+    executor.close()
+    assert [executor.lanes(total) for total in totals] == [1, 1, 1, 1]
+
+
+def test_one_thread_has_one_lane(bundle):
+    executor = _open(bundle, threads=1)
+    list(executor.warm_up())
+    assert executor.lanes(10**9) == 1
+    executor.close()
+
+
 def test_as_many_batches_as_run_side_by_side_are_planned_of_enough_tokens(bundle, monkeypatch):
     with Engine.load(bundle, threads=4, device="cpu") as engine:
         executor, begun = engine._executor, []

@@ -52,6 +52,9 @@ class Executor(Protocol):
     def tokens_at_once(self, total: int) -> int:
         """Return the best number of tokens for a batch, of `total` in all; at most `batch_tokens`."""
 
+    def lanes(self, total: int) -> int:
+        """Return how many batches run at a time on as many threads, of `total` tokens in all."""
+
     def run(self, batches: Iterable[PackedBatch]) -> Iterator[NDArray[np.float32]]:
         """Yield the logits `[B, C]` of each batch, in order; it may take the next batch first."""
 

@@ -33,7 +33,7 @@ _CUDA, _CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 # Tokens of a batch: for each thread that shares it, and the bounds; one thread alone does best with the
 # fewest. More would leave a CPU's cache, fewer make its matrix products short.
 _TOKENS_A_THREAD, _FEWEST_TOKENS, _MOST_TOKENS = 256, 512, 2048
-_MANY = 4  # batches per thread from which they run side by side
+_MANY, _FEW = 4, 2  # batches per thread from which they run side by side: at first, and once that is open
 _CLOSED = "this engine is closed"
 _sessions: WeakSet[Any] = WeakSet()  # those of this process
 
@@ -55,7 +55,8 @@ class OnnxRuntimeExecutor:
     On a CPU all threads share a batch, so that a single one is done soon. Many batches run side by side, one
     per thread, so that no thread waits for another: with two threads, a tenth more batches a second. This
     takes a second session, with a second copy of the weights, which is opened the first time there are so
-    many. If the model's file has changed or gone by then, batches still run one after the other.
+    many; once it is open, fewer do. If the model's file has changed or gone by then, batches still run one
+    after the other.
     """
 
     name = "onnxruntime"
@@ -143,8 +144,11 @@ class OnnxRuntimeExecutor:
 
     def tokens_at_once(self, total: int) -> int:
         """Return the best number of tokens for a batch, of `total` in all."""
-        beside = self._another and total >= _MANY * self.threads * self._beside_tokens
-        return self._beside_tokens if beside else self.batch_tokens
+        return self._beside_tokens if self.lanes(total) > 1 else self.batch_tokens
+
+    def lanes(self, total: int) -> int:
+        """Return how many batches run side by side, of `total` tokens in all."""
+        return self.threads if self._another and total >= self._enough() * self._beside_tokens else 1
 
     def run(self, batches: Iterable[PackedBatch]) -> Iterator[NDArray[np.float32]]:
         """Yield the logits `[B, C]` of each batch, in order. If `close` is called meanwhile, the rest is
@@ -157,8 +161,9 @@ class OnnxRuntimeExecutor:
         if session is None:
             raise SegueError(_CLOSED)
         batches = iter(batches)
-        first = list(islice(batches, _MANY * self.threads if self._another else 0))
-        if len(first) == _MANY * self.threads and self._may_open():
+        enough = self._enough()
+        first = list(islice(batches, enough if self._another else 0))
+        if len(first) == enough and self._may_open():
             yield from self._side_by_side(session, chain(first, batches))
         else:
             yield from (self._logits(session, batch) for batch in chain(first, batches))
@@ -176,6 +181,10 @@ class OnnxRuntimeExecutor:
             self._session = self._single = None
         if pool:
             pool.shutdown()
+
+    def _enough(self) -> int:
+        """Return how many batches it takes for them to run side by side."""
+        return (_FEW if self._single else _MANY) * self.threads
 
     def _side_by_side(self, shared: Any, batches: Iterable[PackedBatch]) -> Iterator[NDArray[np.float32]]:
         """Yield the logits of each batch, in order; at most two batches per thread are begun.

@@ -149,6 +149,10 @@ class TritonExecutor:
         """Return the best number of tokens for a batch."""
         return self.batch_tokens
 
+    def lanes(self, total: int) -> int:
+        """Return 1: batches run one after the other."""
+        return 1
+
     def run(self, batches: Iterable[PackedBatch]) -> Iterator[_Logits]:
         """Yield the logits `[B, C]` of each batch, in order; batches are taken from the iterable, and so
         made, while others are computed.
