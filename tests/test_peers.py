@@ -270,11 +270,11 @@ def test_an_int8_run_shows_what_rounding_and_a_batch_do_to_scores(int8: SimpleNa
     assert not list(int8.folder.glob("*.png"))
 
 
-def test_the_page_of_int8_in_the_repository_is_made_of_its_record():
+@pytest.mark.parametrize("name", ["peers-2-cores", "peers-int8-2-cores"])
+def test_the_pages_in_the_repository_are_made_of_their_records(name: str):
     results = script._RESULTS
-    record = json.loads((results / "peers-int8-2-cores.json").read_text(encoding="utf-8"))
-    page = (results / "peers-int8-2-cores.md").read_text(encoding="utf-8")
-    assert page == peers_report.markdown(record, results)
+    record = json.loads((results / f"{name}.json").read_text(encoding="utf-8"))
+    assert (results / f"{name}.md").read_text(encoding="utf-8") == peers_report.markdown(record, results)
 
 
 def test_the_report_is_made_of_the_record(smoke: SimpleNamespace, tmp_path: Path):
