@@ -91,7 +91,8 @@ class OnnxRuntimeExecutor:
         self._opening = RLock()  # a signal may come while a session is opened, and its handler close this
         self.device, self.threads, self.batch_tokens = device, threads, batch_tokens
         self._beside_tokens = beside_tokens or batch_tokens
-        beside = f", {_MANY * threads} batches or more side by side" if another else ""
+        many, few = _MANY * threads, _FEW * threads
+        beside = f", from {many} batches on side by side, afterwards from {few}" if another else ""
         slow = ", products of int8 in 16 bits, for want of VNNI" if exact_int8 else ""
         self.description = [
             f"onnxruntime {onnxruntime.__version__}, {', '.join(session.get_providers())}, {threads} threads"
