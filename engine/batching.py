@@ -16,7 +16,6 @@ from segue.encoded import Encoded, Ints
 
 __all__ = ["INPUTS", "PackedBatch", "pack", "plan", "plan_stepwise"]
 
-
 _LEAST_TOKENS = 256  # of a batch that is kept small for the sake of others
 
 
